@@ -1,0 +1,34 @@
+# make demo: drag a picture.  make test: everything that must pass.  Both set up .venv first if needed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+OUT    ?= out/demo
+
+.PHONY: setup demo test check bench clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+# torch goes first and without isolation, so that the C++ library is built against the torch that will load it.
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy setuptools wheel ninja
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/draggan-fast drag --seed 5 --handle 64,74 --target 76,66 --out $(OUT)
+	@echo "Open $(OUT)/drag.webp (or before.png and after.png)."
+
+test: setup check
+	$(BIN)/python -m pytest -q
+
+check: setup
+	$(BIN)/python tools/check.py
+
+bench: setup
+	$(BIN)/python bench/step.py
+
+clean:
+	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache *.egg-info draggan_fast/_C*.so

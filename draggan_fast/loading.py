@@ -1,0 +1,96 @@
+"""``load``: a model's name or file → a frozen network on a device, ready to be dragged."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import checkpoint, models
+from .config import DragConfig
+from .errors import DragError
+from .generator import Generator, GeneratorConfig
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded generator and what is known about it. Sessions share it; nothing in it ever changes.
+
+    content_hash identifies the network by its weights and configuration, wherever its file lies.
+    """
+
+    name: str
+    generator: Generator
+    content_hash: str
+    family: str
+    metadata: dict[str, Any]
+    device: torch.device
+    precision: str
+
+    @property
+    def config(self) -> GeneratorConfig:
+        return self.generator.config
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.config.resolution, self.config.resolution
+
+    def drag_config(self, **changes: Any) -> DragConfig:
+        """The settings this model recommends (its metadata), else the published ones as far as it is large enough."""
+        known: dict[str, Any] = {
+            "feature_block": min(5, self.config.num_blocks - 1),
+            "layers": min(6, self.config.num_ws),
+        }
+        known.update(self.metadata.get("drag", {}))
+        known.update(changes)
+        return DragConfig.from_json(known)
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """"auto" → CUDA if there is one, else the CPU. Raises DragError for a device that is not there."""
+    name = str(device)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(name)
+    except RuntimeError:
+        raise DragError(f"There is no device {name!r}; choose auto, cpu or cuda.") from None
+    if picked.type not in ("cpu", "cuda"):
+        raise DragError(f"Device {name!r} is not supported; choose auto, cpu or cuda.")
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise DragError("No CUDA device is available here; use --device cpu (device='cpu').")
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise DragError(f"There is no device {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s).")
+    return picked
+
+
+def load(
+    name_or_path: str | os.PathLike[str] = models.DEFAULT_MODEL,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+) -> Model:
+    """Loads a named model (see ``draggan-fast models``) or a checkpoint file of any supported family.
+
+    device: "auto", "cpu", "cuda" or "cuda:N".  precision: "auto" or "fp32", the same for now.
+    Raises DragError if the model is unknown, its file cannot be used, or the device or precision is not there.
+    """
+    if precision not in PRECISIONS:
+        raise DragError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    picked = pick_device(device)
+    path = models.resolve(name_or_path)
+    loaded = checkpoint.load_checkpoint(path)
+    return Model(
+        name=str(loaded.metadata.get("name") or path.stem),
+        generator=Generator.from_checkpoint(loaded).to(picked),
+        content_hash=checkpoint.content_hash(loaded.tensors, loaded.config),
+        family=loaded.family,
+        metadata=loaded.metadata,
+        device=picked,
+        precision="fp32",
+    )

@@ -1,0 +1,492 @@
+"""A picture being dragged: DragGAN's algorithm (Pan et al. 2023, §3), one ``step()`` at a time.
+
+A step is: features of the current latent → track the handles → stop test → motion supervision (+ mask loss,
++ regulariser) → backward → Adam. The order and every detail follow the published program.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import ops
+from .config import DragConfig
+from .errors import DragError
+from .generator import Activations
+from .loading import Model
+
+Points = Sequence[Sequence[float]] | np.ndarray | Tensor
+BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch's Adam defaults, which the published program uses
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step: its index (from 0), handle_points [N, 2] after tracking, distances [N] to the targets in pixels,
+    the loss that was back-propagated (None if the drag was already done), and whether it is done."""
+
+    index: int
+    handle_points: np.ndarray
+    distances: np.ndarray
+    loss: float | None
+    done: bool
+
+
+@dataclass
+class SessionState:
+    """Everything that changes while dragging. Tensors in it are replaced, never written to, so that a shallow copy
+    is a snapshot."""
+
+    parameter: Tensor  # the optimised latent: [1, layers, w_dim] in w_plus, [1, 1, w_dim] in w
+    adam_mean: Tensor
+    adam_variance: Tensor
+    adam_steps: int = 0
+    handle_points: Tensor | None = None  # [1, N, 2] where the handles are now
+    target_points: Tensor | None = None
+    references: Tensor | None = None  # [1, N, C]; NaN rows are points whose reference is still to be taken
+    movable_mask: Tensor | None = None  # [1, H, W] float32
+    mask_w_plus: Tensor | None = None  # the latent whose feature the mask loss holds on to
+    done: bool = False
+    drag_open: bool = False  # a step has been made since the points were set
+    trajectory: tuple[StepResult, ...] = ()
+    events: tuple[dict[str, Any], ...] = ()  # what was done, in order: enough to do it again
+
+
+def as_points(points: Points, name: str, image_size: tuple[int, int]) -> Tensor:
+    """(x, y) pairs → [1, N, 2] float32, snapped to the nearest pixel; raises DragError unless all lie inside."""
+    try:
+        array = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DragError(f"{name} must be (x, y) pairs of numbers.") from None
+    if array.size == 0:
+        raise DragError(f"{name}: give at least one point.")
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise DragError(f"{name} must be (x, y) pairs, an array of the shape [N, 2], not {list(array.shape)}.")
+    if not np.isfinite(array).all():
+        raise DragError(f"{name} must be finite numbers; one is NaN or infinite.")
+    snapped = np.floor(array + 0.5) + 0.0  # no negative zeros
+    height, width = image_size
+    for (x, y), (px, py) in zip(array.tolist(), snapped.tolist(), strict=True):
+        if not (0 <= px < width and 0 <= py < height):
+            raise DragError(
+                f"{name}: ({x:g}, {y:g}) lies outside the picture; x goes from 0 to {width - 1}, y from 0 to {height - 1}."
+            )
+    return torch.from_numpy(snapped).float().unsqueeze(0)
+
+
+class DragSession:
+    """One picture being edited.
+
+    model: from ``load``.  Start latent: ``seed`` (z from numpy's RandomState(seed), truncated by truncation_psi
+    up to row truncation_cutoff, with the class label if the model has classes) or ``w``, [w_dim] or
+    [num_ws, w_dim].  config: DragConfig; None = the settings the model recommends.  noise: "const" or "none".
+    Raises DragError for anything that does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        seed: int | None = None,
+        w: Tensor | np.ndarray | None = None,
+        truncation_psi: float = 0.7,
+        truncation_cutoff: int | None = None,
+        label: int | None = None,
+        config: DragConfig | None = None,
+        noise: str = "const",
+    ) -> None:
+        self.model = model
+        self.config = config if config is not None else model.drag_config()
+        self.image_size = model.image_size
+        self.seed, self.label = seed, label
+        self.truncation_psi, self.truncation_cutoff = truncation_psi, truncation_cutoff
+        self.noise = noise
+        self._check_config()
+        if (seed is None) == (w is None):
+            raise DragError("Give either a seed or a latent w to start from.")
+        self.w0 = self._seed_latent() if w is None else self._given_latent(w)  # [1, num_ws, w_dim]
+        self._undo: list[SessionState] = []
+        self._redo: list[SessionState] = []
+        self._activations: Activations | None = None
+        self._feature0: Tensor | None = None
+        self._state = self._fresh_state()
+
+    # --- what a caller sees -------------------------------------------------------------------------------
+
+    @property
+    def handle_points(self) -> np.ndarray:
+        """[N, 2] float32: where the handles are now."""
+        points = self._state.handle_points
+        return np.zeros((0, 2), np.float32) if points is None else points[0].cpu().numpy()
+
+    @property
+    def target_points(self) -> np.ndarray:
+        """[N, 2] float32."""
+        points = self._state.target_points
+        return np.zeros((0, 2), np.float32) if points is None else points[0].cpu().numpy()
+
+    @property
+    def movable_mask(self) -> np.ndarray | None:
+        """[H, W] bool, True where the picture may change; None = everywhere."""
+        mask = self._state.movable_mask
+        return None if mask is None else mask[0].bool().cpu().numpy()
+
+    @property
+    def w_plus(self) -> Tensor:
+        """[num_ws, w_dim] float32 on the model's device: the latent now."""
+        return self._w_plus(self._state.parameter)[0].detach()
+
+    @property
+    def done(self) -> bool:
+        """Whether every handle has reached its target."""
+        return self._state.done
+
+    @property
+    def trajectory(self) -> tuple[StepResult, ...]:
+        """Every step made since the start (or since what was undone)."""
+        return self._state.trajectory
+
+    def set_points(self, handle_points: Points, target_points: Points) -> None:
+        """Sets the handles and their targets, (x, y) pairs in pixels; the next step begins a new drag.
+
+        A handle that stands where one of the present handles is now is that handle (it keeps its reference
+        feature); others are new and get theirs from the picture as it is. Raises DragError and changes nothing
+        if the counts differ or a point is not inside the picture.
+        """
+        handles = as_points(handle_points, "handle_points", self.image_size)
+        targets = as_points(target_points, "target_points", self.image_size)
+        if handles.shape != targets.shape:
+            raise DragError(f"{handles.shape[1]} handle(s) but {targets.shape[1]} target(s): give one target per handle.")
+        event = {"kind": "points", "handle_points": handles[0].tolist(), "target_points": targets[0].tolist()}
+        self._change(
+            handle_points=handles.to(self.model.device),
+            target_points=targets.to(self.model.device),
+            references=self._kept_references(handles),
+            done=False,
+            drag_open=False,
+            events=(*self._state.events, event),
+        )
+
+    def move_targets(self, target_points: Points) -> None:
+        """New targets for the present handles while a drag is running; it stays one drag for ``undo``."""
+        self._require_points()
+        targets = as_points(target_points, "target_points", self.image_size)
+        if targets.shape[1] != len(self.handle_points):
+            raise DragError(f"{len(self.handle_points)} handle(s) but {targets.shape[1]} target(s).")
+        event = {"kind": "targets", "target_points": targets[0].tolist()}
+        self._change(
+            target_points=targets.to(self.model.device), done=False, events=(*self._state.events, event)
+        )
+
+    def set_mask(self, movable_mask: np.ndarray | Tensor | None) -> None:
+        """[H, W], nonzero where the picture may change; None = everywhere. The rest is held as it is now.
+
+        Raises DragError and changes nothing if the size differs or nothing at all may change.
+        """
+        if movable_mask is None:
+            self._set_mask(None)
+            return
+        mask = torch.as_tensor(np.asarray(movable_mask)).float()
+        if tuple(mask.shape) != self.image_size:
+            raise DragError(
+                f"The mask is {list(mask.shape)} but the picture is {list(self.image_size)} (height, width): they must agree."
+            )
+        if not torch.isfinite(mask).all():
+            raise DragError("The mask holds NaN or infinite values.")
+        mask = (mask != 0).float()
+        if not mask.any():
+            raise DragError("The mask is zero everywhere: nothing may change. Mark the movable region with 1 (white).")
+        self._set_mask(mask)
+
+    def step(self) -> StepResult:
+        """One step of the drag. If it is done already, its last result again, and nothing changes.
+
+        Raises DragError if there are no points, or if the step is not finite (which it then takes back).
+        """
+        state = self._require_points()
+        if state.done:
+            return state.trajectory[-1]
+        before = replace(state)
+        result, changes = self._compute_step()
+        if not state.drag_open:
+            self._undo.append(before)
+            self._redo.clear()
+        self._change(
+            **changes,
+            done=result.done,
+            drag_open=True,
+            trajectory=(*state.trajectory, result),
+            events=count_step(state.events),
+        )
+        return result
+
+    def run(
+        self,
+        max_steps: int | None = None,
+        callback: Callable[[StepResult], bool | None] | None = None,
+    ) -> StepResult:
+        """Steps until done, or max_steps (default: the config's). callback(result) may return False to stop early."""
+        limit = self.config.max_steps if max_steps is None else max_steps
+        if limit < 1:
+            raise DragError(f"max_steps must be at least 1, not {limit}.")
+        for _ in range(limit):
+            result = self.step()
+            if (callback is not None and callback(result) is False) or result.done:
+                break
+        return result
+
+    @torch.no_grad()
+    def render(self) -> np.ndarray:
+        """The picture of the current latent: uint8 [H, W, 3]. It shares the next step's features."""
+        image = self.model.generator.render(self._current_activations(), self._w_plus(self._state.parameter))
+        pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+        return pixels.expand(-1, -1, 3).cpu().numpy().copy() if pixels.shape[2] == 1 else pixels[..., :3].cpu().numpy()
+
+    def reset(self) -> None:
+        """Back to the start latent, without points (they belonged to the edited picture); the mask stays. Undoable."""
+        self._undo.append(replace(self._state))
+        self._redo.clear()
+        mask = self._state.movable_mask
+        self._adopt(self._fresh_state())
+        if mask is not None:
+            self._set_mask(mask[0].cpu())
+
+    def undo(self) -> bool:
+        """Back to before the last drag (latent, points, mask); False if there is none."""
+        return self._swap(self._undo, self._redo)
+
+    def redo(self) -> bool:
+        """Does the last undone drag again; False if there is none."""
+        return self._swap(self._redo, self._undo)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the session (.safetensors: tensors, and JSON in the metadata), atomically."""
+        from . import session_file  # noqa: PLC0415  (session_file imports this module)
+
+        return session_file.save_session(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Model | None = None) -> DragSession:
+        """A saved session, ready to go on; model None = the one it names. Raises DragError if it is another model."""
+        from . import session_file  # noqa: PLC0415
+
+        return session_file.load_session(path, model)
+
+    # --- one step, top to bottom ----------------------------------------------------------------------------
+
+    def _compute_step(self) -> tuple[StepResult, dict[str, Any]]:
+        """The step's result and the state entries it changes; the session itself is not touched."""
+        state, config, size = self._state, self.config, self.image_size
+        assert state.handle_points is not None
+        assert state.target_points is not None
+        height = size[0]
+        feature = self._current_activations().x
+        active = torch.ones(state.handle_points.shape[:2], dtype=torch.bool, device=feature.device)
+
+        references = self._taken_references(feature.detach())
+        handles, _ = ops.point_tracking(
+            feature.detach(), references, state.handle_points, active, config.pixels(config.r2, height), size
+        )
+        distances = (state.target_points - handles).norm(dim=-1)
+        done = bool((distances <= config.stop_pixels(height, handles.shape[1])).all())
+        changes: dict[str, Any] = {"handle_points": handles, "references": references}
+
+        loss: Tensor | None = None
+        if not done:
+            loss, _ = ops.motion_supervision(
+                feature, handles, state.target_points, active, config.pixels(config.r1, height), size
+            )
+            loss = loss.sum()
+            mask = state.movable_mask
+            if mask is not None and not bool(mask.all()):
+                held, _ = ops.mask_loss(feature, self._mask_feature(), mask, size)
+                loss = loss + config.lambda_mask * held.sum()
+            if config.reg:
+                loss = loss + config.reg * (self._w_plus(state.parameter) - self.w0).abs().mean()
+            (gradient,) = torch.autograd.grad(loss, state.parameter)
+            self._activations = None  # its graph is used up
+            changes.update(self._adam(gradient))
+            if not (math.isfinite(loss.item()) and bool(torch.isfinite(changes["parameter"]).all())):
+                raise DragError(
+                    f"Step {len(state.trajectory)} is not finite and was taken back; try a smaller lr (now {config.lr:g})."
+                )
+        result = StepResult(
+            index=len(state.trajectory),
+            handle_points=handles[0].cpu().numpy(),
+            distances=distances[0].cpu().numpy(),
+            loss=None if loss is None else loss.item(),
+            done=done,
+        )
+        return result, changes
+
+    def _adam(self, gradient: Tensor) -> dict[str, Any]:
+        """torch.optim.Adam's update (defaults), out of place, so that old states stay what they were."""
+        state = self._state
+        steps = state.adam_steps + 1
+        mean = state.adam_mean.lerp(gradient, 1 - BETA1)
+        variance = state.adam_variance * BETA2 + gradient.square() * (1 - BETA2)
+        scale = (variance.sqrt() / math.sqrt(1 - BETA2**steps)).add_(ADAM_EPS)
+        parameter = state.parameter.detach() - (self.config.lr / (1 - BETA1**steps)) * mean / scale
+        return {
+            "parameter": parameter.requires_grad_(),
+            "adam_mean": mean,
+            "adam_variance": variance,
+            "adam_steps": steps,
+        }
+
+    def _w_plus(self, parameter: Tensor) -> Tensor:
+        """The optimised rows, then the start latent's: [1, num_ws, w_dim]."""
+        layers = self.config.layers
+        return torch.cat([parameter.expand(-1, layers, -1), self.w0[:, layers:]], dim=1)
+
+    def _current_activations(self) -> Activations:
+        """Features of the current latent, computed once for the step and for ``render``."""
+        if self._activations is None:
+            with torch.enable_grad():
+                ws = self._w_plus(self._state.parameter)
+                self._activations = self.model.generator.features(ws, self.config.feature_block, self.noise)
+        return self._activations
+
+    def _taken_references(self, feature: Tensor) -> Tensor:
+        """references, with those of new points (NaN rows) taken from the present feature."""
+        state = self._state
+        assert state.handle_points is not None
+        present = ops.sample_feature(feature, state.handle_points, self.image_size)
+        if state.references is None:
+            return present
+        return torch.where(state.references.isnan(), present, state.references)
+
+    def _kept_references(self, handles: Tensor) -> Tensor | None:
+        """For each new handle the reference of the present handle on the same pixel, or a NaN row."""
+        state = self._state
+        if state.references is None or state.handle_points is None:
+            return None
+        kept = torch.full(
+            (1, handles.shape[1], state.references.shape[2]), torch.nan, device=state.references.device
+        )
+        present = [tuple(p) for p in state.handle_points[0].tolist()]
+        for index, point in enumerate(handles[0].tolist()):
+            if tuple(point) in present:
+                match = present.index(tuple(point))
+                present[match] = ()  # each present handle continues as one handle at most
+                kept[0, index] = state.references[0, match]
+        return kept
+
+    @torch.no_grad()
+    def _mask_feature(self) -> Tensor:
+        """The feature that the mask loss holds on to: that of the latent when the mask was set."""
+        if self._feature0 is None:
+            assert self._state.mask_w_plus is not None
+            activations = self.model.generator.features(
+                self._state.mask_w_plus, self.config.feature_block, self.noise
+            )
+            self._feature0 = activations.x
+        return self._feature0
+
+    # --- state ------------------------------------------------------------------------------------------------
+
+    def _fresh_state(self) -> SessionState:
+        rows = 1 if self.config.space == "w" else self.config.layers
+        parameter = self.w0[:, :rows].clone().requires_grad_()
+        zeros = torch.zeros_like(self.w0[:, :rows])
+        return SessionState(parameter, zeros, zeros)
+
+    def _change(self, **changes: Any) -> None:
+        """Replaces entries of the state; what was computed from a replaced entry is forgotten."""
+        if "parameter" in changes:
+            self._activations = None
+        if "mask_w_plus" in changes:
+            self._feature0 = None
+        self._state = replace(self._state, **changes)
+
+    def _adopt(self, state: SessionState) -> None:
+        self._state, self._activations, self._feature0 = state, None, None
+
+    def _swap(self, source: list[SessionState], other: list[SessionState]) -> bool:
+        if not source:
+            return False
+        other.append(replace(self._state))
+        self._adopt(source.pop())
+        return True
+
+    def _set_mask(self, mask: Tensor | None) -> None:
+        packed = None if mask is None else mask.bool().numpy()
+        self._change(
+            movable_mask=None if mask is None else mask[None].to(self.model.device),
+            mask_w_plus=None if mask is None else self._w_plus(self._state.parameter).detach(),
+            done=False,
+            drag_open=False,
+            events=(*self._state.events, {"kind": "mask", "movable_mask": packed}),
+        )
+
+    def _require_points(self) -> SessionState:
+        if self._state.handle_points is None:
+            raise DragError("No points are set: call set_points(handle_points, target_points) first.")
+        return self._state
+
+    # --- the start ----------------------------------------------------------------------------------------------
+
+    def _check_config(self) -> None:
+        network, config = self.model.config, self.config
+        if config.feature_block >= network.num_blocks:
+            raise DragError(
+                f"feature_block {config.feature_block} does not exist: {self.model.name} has blocks 0 to {network.num_blocks - 1}."
+            )
+        if config.layers > network.num_ws:
+            raise DragError(f"layers is {config.layers}, but {self.model.name} has only {network.num_ws} rows of w_plus.")
+        if self.noise not in ("const", "none"):
+            raise DragError(f"noise must be 'const' or 'none' while dragging, not {self.noise!r}.")
+        if not math.isfinite(self.truncation_psi):
+            raise DragError(f"truncation_psi must be a finite number, not {self.truncation_psi}.")
+
+    @torch.no_grad()
+    def _seed_latent(self) -> Tensor:
+        network, device = self.model.config, self.model.device
+        if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
+            raise DragError(f"seed must be a whole number from 0 to {2**32 - 1}, not {self.seed!r}.")
+        z = torch.from_numpy(np.random.RandomState(self.seed).randn(1, network.z_dim)).float().to(device)  # noqa: NPY002
+        return self.model.generator.mapping(
+            z, class_label(self.label, network.c_dim, device), self.truncation_psi, self.truncation_cutoff
+        )
+
+    def _given_latent(self, w: Tensor | np.ndarray) -> Tensor:
+        network = self.model.config
+        latent = torch.as_tensor(np.asarray(w) if not isinstance(w, Tensor) else w.detach())
+        latent = latent.to(self.model.device, torch.float32)
+        if latent.ndim == 3 and latent.shape[0] == 1:
+            latent = latent[0]
+        if latent.ndim == 1:
+            latent = latent[None]
+        if latent.ndim != 2 or latent.shape[0] not in (1, network.num_ws) or latent.shape[1] != network.w_dim:
+            raise DragError(
+                f"w must have the shape [{network.w_dim}] or [{network.num_ws}, {network.w_dim}], not {list(latent.shape)}."
+            )
+        if not torch.isfinite(latent).all():
+            raise DragError("w holds NaN or infinite values.")
+        if self.config.space == "w" and not torch.equal(latent, latent[:1].expand_as(latent)):
+            raise DragError("The rows of w differ, so it cannot be dragged in space 'w'; use space 'w_plus'.")
+        return latent.expand(network.num_ws, -1).clone().unsqueeze(0)
+
+
+def class_label(label: int | None, c_dim: int, device: torch.device) -> Tensor | None:
+    """A class index → one-hot [1, c_dim]; None for an unconditional model. Raises DragError if it does not fit."""
+    if c_dim == 0:
+        if label is not None:
+            raise DragError("This model has no classes: give no label.")
+        return None
+    if label is None or not 0 <= label < c_dim:
+        raise DragError(f"This model has classes: give a label from 0 to {c_dim - 1}, not {label}.")
+    return torch.nn.functional.one_hot(torch.tensor([label], device=device), c_dim).float()
+
+
+def count_step(events: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """events with one more step at the end."""
+    if events and events[-1]["kind"] == "steps":
+        return (*events[:-1], {"kind": "steps", "count": events[-1]["count"] + 1})
+    return (*events, {"kind": "steps", "count": 1})
