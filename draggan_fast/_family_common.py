@@ -1,5 +1,4 @@
-"""What the conversions from other programs' files share: taking tensors out of a file, and describing the
-result.
+"""What the conversions from other programs' files share: taking tensors out, describing the result.
 
 The tensors that a conversion makes are *effective*: the gains that the programs apply at run time (equalised
 learning rate, the mapping network's learning-rate multiplier, the 1 added to modulation biases) are
@@ -25,8 +24,7 @@ from ._tensor_data import Array, NumpyArray
 from .errors import DragError
 from .generator import GeneratorConfig
 
-# learning-rate multiplier of the mapping layers where a file does not say it: every program's default
-MAPPING_LR = 0.01
+MAPPING_LR = 0.01  # of the mapping layers, where a file does not say it: every program's default
 MAX_BLOCKS = 9  # 1024 pixels
 EXPORT_AGAIN = "export the generator again with the program that trained it"
 ONLY_UNMODIFIED = "only unmodified StyleGAN2 generators can be loaded"
@@ -60,8 +58,8 @@ class Source:
         value = self._values[name]
         if isinstance(value, NumpyArray):
             value = value.array
-        if isinstance(value, (int, float)):
-            tensor = torch.tensor(float(value))
+        if (number := as_number(value)) is not None:
+            tensor = torch.tensor(number)
         elif isinstance(value, Array):
             self._bytes_left -= value.nbytes
             if self._bytes_left < 0:
@@ -75,8 +73,6 @@ class Source:
                 "dimensions are "
                 f"expected; {EXPORT_AGAIN}"
             )
-        if not tensor.numel():
-            raise Refused(f"the tensor {shown(name)} is empty; {EXPORT_AGAIN}")
         self._taken.add(name)
         return tensor
 
@@ -94,6 +90,13 @@ class Source:
             raise Refused(
                 f"it has a tensor {shown(surplus[0])} that StyleGAN2 does not have; {ONLY_UNMODIFIED}"
             )
+
+
+def as_number(value: Any) -> float | None:
+    """``value`` as a float if it is a number of ordinary size, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+        return None
+    return float(value)
 
 
 def unsupported(option: str, value: Any) -> Refused:

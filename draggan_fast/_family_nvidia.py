@@ -7,7 +7,6 @@ is not read.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +16,7 @@ from ._family_common import (
     MAX_BLOCKS,
     Converted,
     Source,
+    as_number,
     check_start,
     count_blocks,
     describe,
@@ -29,7 +29,7 @@ from ._pickle_data import Inert, Refused, shown
 from ._tensor_data import PersistentObject
 from .generator import LRELU_GAIN
 
-MAX_MODULES = 4096
+MAX_MODULES = 4096  # and as many tensors; a 1024-pixel generator has about 70, with 300
 MAX_DEPTH = 8
 # Arguments that do not change the network beyond what its layers say themselves.
 _KNOWN = """
@@ -51,19 +51,18 @@ class ModuleTree:
         while pending:
             path, module, depth = pending.pop()
             state = module.state if isinstance(module, (PersistentObject, Inert)) else None
-            if not isinstance(state, dict) or depth > MAX_DEPTH or len(self.attributes) >= MAX_MODULES:
-                raise Refused(
-                    f"its module {shown(path) or '(root)'} is not part of a StyleGAN2 generator; "
-                    f"{EXPORT_AGAIN}"
-                )
+            children = self._group(state, "_modules") if isinstance(state, dict) else {}
+            too_many = len(self.attributes) + len(pending) + len(children) > MAX_MODULES or depth > MAX_DEPTH
+            if not isinstance(state, dict) or too_many:
+                place = shown(path) or "(root)"
+                raise Refused(f"its module {place} is not part of a StyleGAN2 generator; {EXPORT_AGAIN}")
             self.attributes[path] = state
             prefix = path + "." if path else ""
             for group in ("_parameters", "_buffers"):
                 tensors = self._group(state, group)
-                self.tensors.update(
-                    {prefix + name: value for name, value in tensors.items() if value is not None}
-                )
-            children = self._group(state, "_modules")
+                if len(self.tensors) + len(tensors) > MAX_MODULES:
+                    raise Refused(f"it has more tensors than a StyleGAN2 generator; {EXPORT_AGAIN}")
+                self.tensors.update({prefix + name: t for name, t in tensors.items() if t is not None})
             pending += [
                 (prefix + name, child, depth + 1) for name, child in children.items() if child is not None
             ]
@@ -86,10 +85,10 @@ class ModuleTree:
         return self.attributes[path][name]
 
     def number(self, path: str, name: str) -> float:
-        value = self.attribute(path, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        value = as_number(self.attribute(path, name))
+        if value is None:
             raise Refused(f"the {name} of the layer {shown(path)} is not a number; {EXPORT_AGAIN}")
-        return float(value)
+        return value
 
     def require(self, path: str, name: str, wanted: str | float) -> None:
         value = self.attribute(path, name) if isinstance(wanted, str) else self.number(path, name)
@@ -197,8 +196,8 @@ def convert(root: PersistentObject, file_size: int) -> Converted:
         if "b4" in tree and "synthesis" not in tree:
             raise discriminator_only()
         raise Refused(
-            f"its network is a {shown(root.class_name)}, not a StyleGAN2 generator; give a StyleGAN2 "
-            "checkpoint"
+            f"its network is a {shown(root.class_name)}, not a StyleGAN2 generator; "
+            "give a StyleGAN2 checkpoint"
         )
     source = Source(tree.tensors, file_size)
     blocks = count_blocks([f"synthesis.b{4 << b}" in tree for b in range(MAX_BLOCKS + 1)] + [False])

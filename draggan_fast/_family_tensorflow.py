@@ -17,6 +17,7 @@ from ._family_common import (
     MAX_BLOCKS,
     Converted,
     Source,
+    as_number,
     check_start,
     count_blocks,
     describe,
@@ -66,10 +67,14 @@ def _check_options(options: dict[str, Any]) -> None:
     ):
         if options.get(name, wanted) != wanted:
             raise unsupported(name, options[name])
-    if not isinstance(options.get("mapping_lrmul", MAPPING_LR), (int, float)):
-        raise unsupported("mapping_lrmul", options["mapping_lrmul"])
-    if not isinstance(options.get("resample_kernel", []), (list, tuple, type(None))):
-        raise unsupported("resample_kernel", options["resample_kernel"])
+    for name in ("mapping_lrmul", "conv_clamp"):
+        if options.get(name) is not None and as_number(options[name]) is None:
+            raise unsupported(name, options[name])
+    taps = options.get("resample_kernel")
+    if taps is not None and not (
+        isinstance(taps, (list, tuple)) and all(as_number(t) is not None for t in taps)
+    ):
+        raise unsupported("resample_kernel", taps)
 
 
 class _Conversion:
@@ -154,7 +159,7 @@ def convert(network: Inert, file_size: int) -> Converted:
     _check_options(options)
     for b in range(blocks):
         conversion.block(b)
-    conversion.mapping(options.get("mapping_lrmul", MAPPING_LR))
+    conversion.mapping(MAPPING_LR if options.get("mapping_lrmul") is None else options["mapping_lrmul"])
     source.finish(ignored=("lod",))
     config = describe(
         conversion.out, options.get("conv_clamp"), options.get("resample_kernel") or (1.0, 3.0, 3.0, 1.0)

@@ -16,12 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-MAX_OPCODES = (
-    500_000  # the largest published files (generator, discriminator and average together) need 80,000
-)
-MAX_TEXT = (
-    4096  # longer texts stay undecoded: embedded source that nobody reads, or arrays written as latin-1
-)
+MAX_OPCODES = 500_000  # a 256-pixel generator needs 17,000
+# Longer texts stay undecoded: they are embedded source, which nobody reads, or arrays written as latin-1.
+MAX_TEXT = 4096
 MAX_SHOWN = 80
 
 

@@ -54,9 +54,8 @@ class Storage:
     def attach(self, data: memoryview) -> None:
         if self.data is not None or len(data) != self.numel * self.dtype.itemsize:
             raise Refused(
-                f"a tensor storage claims {self.numel} elements of {self.dtype.itemsize} bytes, but has "
-                f"{len(data)} "
-                "bytes; download the file again"
+                f"a tensor claims {self.numel} elements of {self.dtype.itemsize} bytes, but has {len(data)} bytes; "
+                "download the file again"
             )
         self.data = data
 
@@ -89,13 +88,14 @@ class Array:
         """The values as a new contiguous tensor of the type in the file."""
         dtype = self.storage.dtype
         if not self.nbytes:
-            return torch.empty(self.shape, dtype=dtype)
+            raise Refused("a tensor that the network needs is empty; download the file again")
         span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         raw = self.storage.bytes(self.offset * dtype.itemsize, span * dtype.itemsize)
         return torch.frombuffer(raw, dtype=dtype).as_strided(self.shape, self.strides).contiguous()
 
 
 def sizes(value: Any, what: str) -> tuple[int, ...]:
+    """``value`` as a shape or the like: few, non-negative integers of 62 bits."""
     if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMENSIONS:
         raise Refused(f"a tensor has an impossible {what}; download the file again")
     if any(type(v) is not int or not 0 <= v < 1 << 62 for v in value):
@@ -116,8 +116,7 @@ def make_array(storage: Any, offset: Any, shape: Any, strides: Any) -> Array:
     # The second condition stops stride 0, which turns one stored element into any number of elements.
     if numel and (offset + last >= storage.numel or numel > storage.numel):
         raise Refused(
-            f"a tensor of the shape {list(shape)} claims more than the {storage.numel} stored elements it "
-            "is made of; "
+            f"a tensor of the shape {list(shape)} claims more than the {storage.numel} elements it is made of; "
             "download the file again"
         )
     return Array(storage, offset, shape, strides)
@@ -167,8 +166,7 @@ def _numpy_array(raw: Any, dtype: Any, shape: Any, fortran: bool) -> Array:
         strides = _contiguous_strides(shape[::-1])[::-1]
     numel = math.prod(shape)
     if isinstance(raw, LongText):
-        # Decoded only if used; until then at least a bound: UTF-8 takes one or two bytes for a latin-1
-        # character.
+        # Decoded only if used; until then a bound: UTF-8 takes one or two bytes for a latin-1 character.
         if not numel * dtype.dtype.itemsize <= len(raw.raw) <= 2 * numel * dtype.dtype.itemsize:
             raise Refused(
                 f"a numpy array of the shape {list(shape)} does not fit its bytes; download the file again"

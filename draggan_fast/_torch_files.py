@@ -1,5 +1,4 @@
-"""The containers that pickles of tensors come in: plain streams, and PyTorch's zip files and older plain
-files.
+"""The containers that pickles of tensors come in: plain streams, PyTorch's zip files, its older plain files.
 
 NVIDIA's files are plain streams in which every tensor carries a nested file of the older kind; those nested
 files are read by the same code, and may name tensor storages and nothing else.
@@ -95,8 +94,7 @@ def _storage_id(value: Any) -> tuple[str, torch.dtype, int]:
 
 
 def read_legacy(data: memoryview, budget: Budget, find_name: FindName) -> Any:
-    """torch.save before 1.6: magic, protocol, machine, object, storage keys (five pickles), then the
-    storages."""
+    """torch.save before 1.6: five pickles (magic, protocol, machine, object, storage keys), then the storages."""
     position = 0
     storages: dict[str, Storage] = {}
 
@@ -136,8 +134,8 @@ def read_legacy(data: memoryview, budget: Budget, find_name: FindName) -> Any:
         size = storage.numel * storage.dtype.itemsize
         if numel != storage.numel or size > len(data) - position:
             raise Refused(
-                f"a tensor claims {size} bytes at byte {position}, which are not there; download the file "
-                "again"
+                f"a tensor claims {size} bytes at byte {position}, which are not there; "
+                "download the file again"
             )
         storage.attach(data[position : position + size])
         position += size
@@ -145,8 +143,7 @@ def read_legacy(data: memoryview, budget: Budget, find_name: FindName) -> Any:
 
 
 def zip_entries(data: memoryview) -> Mapping[str, memoryview]:
-    """Name → bytes of a zip file as torch.save writes it: stored (not compressed), nothing behind it, no
-    zip64.
+    """Name → bytes of a zip file as torch.save writes it: not compressed, nothing behind it, no zip64.
 
     Reading it here instead of with ``zipfile`` bounds the memory before anything is parsed, and refuses
     compressed, encrypted, overlapping and doubly named entries and names that leave the archive.
@@ -183,8 +180,8 @@ def zip_entries(data: memoryview) -> Mapping[str, memoryview]:
         parts = name.split("/")
         if name in entries or "\\" in name or any(part in ("", ".", "..") for part in parts):
             raise Refused(
-                f"its zip entry {shown(name)} is not one that PyTorch writes; get it from a source that you "
-                "trust"
+                f"its zip entry {shown(name)} is not one that PyTorch writes; "
+                "get the file from a source that you trust"
             )
         if header + 30 > start or data[header : header + 4] != ZIP_SIGNATURE:
             raise damaged

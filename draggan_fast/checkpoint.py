@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import re
@@ -41,17 +42,18 @@ FORMAT_VERSION = 1
 # reproducible.
 METADATA_KEY = "draggan_fast"
 MAX_HEADER = 16 << 20
+MAX_REASON = 600
 STORED_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KINDS = "an NVIDIA StyleGAN2 .pkl, a rosinality .pt or a draggan-fast .safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A generator: its configuration, its tensors (canonical names, effective weights, float32, contiguous,
-    on the CPU), the family of the file it came from, and what the file says besides ({"drag": {...},
-    "licence": ...}).
+    """A generator as its file describes it.
 
-    family: "nvidia-pytorch", "nvidia-tensorflow", "rosinality" or "draggan-fast".
+    tensors: canonical name → effective weights, float32, contiguous, on the CPU.
+    family: "nvidia-pytorch", "nvidia-tensorflow", "rosinality" or "draggan-fast", whichever the file was.
+    metadata: what the file says besides, such as recommended settings {"drag": {...}}, licence and source.
     """
 
     config: GeneratorConfig
@@ -70,12 +72,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         loaded = _read(Path(path))
         check_tensors(loaded.config, loaded.tensors)
     except (Refused, DragError) as error:
-        raise CheckpointError(f"Cannot load {shown_path(path)}: {str(error).rstrip('.')}.") from None
+        raise _sentence("load", path, str(error)) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise CheckpointError(
-            f"Cannot load {shown_path(path)}: {reason}; check the path and its permissions."
-        ) from None
+        raise _sentence("load", path, f"{reason}; check the path and its permissions") from None
+    except Exception as error:  # no file may end the program, whatever a hostile one can think of
+        kind = type(error).__name__
+        raise _sentence(
+            "load", path, f"it is damaged in an unexpected way ({kind}); download it again"
+        ) from error
     tensors = {name: loaded.tensors[name].to(torch.float32).contiguous() for name in sorted(loaded.tensors)}
     return Checkpoint(loaded.config, tensors, loaded.family, loaded.metadata)
 
@@ -83,40 +88,32 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def save_checkpoint(
     path: str | os.PathLike[str], checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Writes our own format: a safetensors file with the configuration in its header, float32, float16 or
-    bfloat16.
+    """Writes our own format: a safetensors file with the configuration in its header.
 
-    The same checkpoint always gives the same bytes. The file is replaced as a whole or not at all: on any
-    failure (a full disk) an old one stays as it was. Raises CheckpointError if the checkpoint is not complete
-    and finite, also after rounding to ``dtype``, or cannot be written.
+    dtype: the type of the stored weights: float32, float16 or bfloat16. The same checkpoint always gives the
+    same bytes. The file is replaced as a whole or not at all: on any failure (a full disk) an old one stays as
+    it was. Raises CheckpointError if the checkpoint is incomplete, has values that are not finite (also after
+    rounding to ``dtype``) or metadata that are not JSON, or if the file cannot be written.
     """
     try:
         if dtype not in STORED_TYPES.values():
             raise Refused(f"the type {dtype} is not one of float32, float16 and bfloat16")
-        tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in checkpoint.tensors.items()}
-        check_tensors(checkpoint.config, tensors)
-        header = {
-            "version": FORMAT_VERSION,
-            "config": checkpoint.config.to_json(),
-            "metadata": checkpoint.metadata,
+        check_tensors(checkpoint.config, checkpoint.tensors)
+        # Copies: the library refuses tensors that share memory.
+        tensors = {
+            name: tensor.detach().to("cpu", dtype, copy=True).contiguous()
+            for name, tensor in checkpoint.tensors.items()
         }
-        text = json.dumps(header, sort_keys=True, allow_nan=False)
-        if len(text) > MAX_HEADER // 2:
-            raise Refused(
-                f"its metadata has {len(text)} characters, more than the header of a checkpoint may hold"
-            )
-        write_bytes(path, safetensors.torch.save(tensors, {METADATA_KEY: text}))
+        for name, tensor in tensors.items():
+            if not _finite(tensor):
+                raise Refused(f"the tensor {name} has values beyond the range of {dtype}; save it as float32")
+        header = _header_text(checkpoint)
+        write_bytes(path, safetensors.torch.save(tensors, {METADATA_KEY: header}))
     except (Refused, DragError) as error:
-        raise CheckpointError(f"Cannot save {shown_path(path)}: {str(error).rstrip('.')}.") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"Cannot save {shown_path(path)}: its metadata is not plain JSON ({error})."
-        ) from None
+        raise _sentence("save", path, str(error)) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise CheckpointError(
-            f"Cannot save {shown_path(path)}: {reason}; what was there is unchanged."
-        ) from None
+        raise _sentence("save", path, f"{reason}; what was there before is unchanged") from None
 
 
 def content_hash(tensors: dict[str, Tensor], config: GeneratorConfig) -> str:
@@ -126,7 +123,7 @@ def content_hash(tensors: dict[str, Tensor], config: GeneratorConfig) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(_canonical_json([name, str(tensor.dtype), list(tensor.shape)]))
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -148,15 +145,40 @@ def check_tensors(config: GeneratorConfig, tensors: dict[str, Tensor]) -> None:
                 f"{list(shape)}; "
                 "export the network again"
             )
-        if not found.dtype.is_floating_point or not torch.isfinite(found).all():
+        if not found.dtype.is_floating_point or not _finite(found):
             raise CheckpointError(
                 f"the tensor {name} has values that are not finite numbers; export the network again"
             )
 
 
+def _finite(tensor: Tensor) -> bool:
+    # One pass, nothing allocated; NaN comes out as both extremes.
+    return all(math.isfinite(extreme) for extreme in torch.aminmax(tensor))
+
+
 def shown_path(path: str | os.PathLike[str]) -> str:
     """A path for messages: control characters would break the one sentence."""
     return "".join(c if c.isprintable() else "?" for c in os.fspath(path))
+
+
+def _sentence(verb: str, path: str | os.PathLike[str], reason: str) -> CheckpointError:
+    shortened = reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + "…"
+    return CheckpointError(f"Cannot {verb} {shown_path(path)}: {shortened.rstrip('.')}.")
+
+
+def _header_text(checkpoint: Checkpoint) -> str:
+    header = {
+        "version": FORMAT_VERSION,
+        "config": checkpoint.config.to_json(),
+        "metadata": checkpoint.metadata,
+    }
+    try:
+        text = json.dumps(header, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Refused(f"its metadata is not plain JSON ({error})") from None
+    if len(text) > MAX_HEADER // 2:
+        raise Refused(f"its metadata has {len(text)} characters, more than a header may hold; shorten it")
+    return text
 
 
 def _canonical_json(value: Any) -> bytes:
@@ -178,8 +200,8 @@ def _read(path: Path) -> Converted:
     header_size = int.from_bytes(data[:8], "little")
     if data[:4] == ZIP_SIGNATURE:
         return _recognise(read_zip(data), len(data))
-    # The PROTO opcode and its version. (0x80 could also begin the header size of a safetensors file.)
-    if data[:1] == b"\x80" and len(data) > 1 and data[1] <= 8 and data[8:9] != b"{":
+    # A pickle starts with 0x80 and its version, which could also be the size of a safetensors header.
+    if data[:1] == b"\x80" and (data[8:9] != b"{" or header_size > MAX_HEADER):
         return _recognise(read_pickle(data), len(data))
     if data[8:9] == b"{":
         if header_size > min(MAX_HEADER, len(data) - 8):

@@ -36,9 +36,13 @@ def point(text: str) -> tuple[float, float]:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME|PATH", help=f"{MODEL_HELP}; default {DEFAULT_MODEL}")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="NAME|PATH", help=f"{MODEL_HELP}; default {DEFAULT_MODEL}"
+    )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute (default auto)")
-    parser.add_argument("--precision", default="auto", metavar="auto|fp32", help="arithmetic (default auto = fp32 for now)")
+    parser.add_argument(
+        "--precision", default="auto", metavar="auto|fp32", help="arithmetic (default auto = fp32 for now)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
 
 
@@ -48,7 +52,10 @@ def add_start(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="draggan-fast", description="Drag Your GAN, fast: pull points of a generated picture to where you want them.")
+    parser = Parser(
+        prog="draggan-fast",
+        description="Drag Your GAN, fast: pull points of a generated picture to where you want them.",
+    )
     parser.add_argument("--version", action="version", version=f"draggan_fast {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -57,12 +64,35 @@ def build_parser() -> Parser:
     add_model(drag)
     start = drag.add_mutually_exclusive_group()
     start.add_argument("--seed", type=int, help="seed of the start picture (default 0)")
-    start.add_argument("--latent", metavar="FILE", help="start latent: a saved session, or .npy/.npz/.safetensors with w or w_plus")
+    start.add_argument(
+        "--latent", metavar="FILE", help="start latent: a saved session, or .npy/.npz/.safetensors with w or w_plus"
+    )
     add_start(drag)
-    drag.add_argument("--handle", type=point, action="append", default=[], metavar="X,Y", help="a handle point in pixels; repeat for more")
-    drag.add_argument("--target", type=point, action="append", default=[], metavar="X,Y", help="where that handle shall go; one per handle")
-    drag.add_argument("--movable", metavar="MASK.png", help="white where the picture may change, black where it must stay")
-    drag.add_argument("--preset", choices=("model", "published", "paper"), default="model", help="settings to start from: the model's own (default), the published program's, the paper's")
+    drag.add_argument(
+        "--handle",
+        type=point,
+        action="append",
+        default=[],
+        metavar="X,Y",
+        help="a handle point in pixels; repeat for more",
+    )
+    drag.add_argument(
+        "--target",
+        type=point,
+        action="append",
+        default=[],
+        metavar="X,Y",
+        help="where that handle shall go; one per handle",
+    )
+    drag.add_argument(
+        "--movable", metavar="MASK.png", help="white where the picture may change, black where it must stay"
+    )
+    drag.add_argument(
+        "--preset",
+        choices=("model", "published", "paper"),
+        default="model",
+        help="settings to start from: the model's own (default), the published program's, the paper's",
+    )
     drag.add_argument("--space", choices=("w+", "w"), help="latent space (default w+)")
     drag.add_argument("--steps", type=int, metavar="N", help="give up after N steps (default 300)")
     drag.add_argument("--lr", type=float, help="step size of Adam")
@@ -70,17 +100,31 @@ def build_parser() -> Parser:
     drag.add_argument("--r2", type=float, help="tracking radius, pixels at 512")
     drag.add_argument("--lambda-mask", type=float, metavar="L", help="weight of the mask loss (default 20)")
     drag.add_argument("--feature-block", type=int, metavar="B", help="block whose feature is dragged, 0 = 4×4")
-    drag.add_argument("--stop-distance", type=float, metavar="PX", help="done when no handle is farther from its target")
-    drag.add_argument("--out", required=True, metavar="DIR", help="folder for before.png, after.png, comparison.png, drag.*, session.safetensors, report.json")
+    drag.add_argument(
+        "--stop-distance", type=float, metavar="PX", help="done when no handle is farther from its target"
+    )
+    drag.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for before.png, after.png, comparison.png, drag.*, session.safetensors, report.json",
+    )
     drag.add_argument("--animation", choices=("webp", "gif", "mp4", "none"), default="webp")
     drag.add_argument("--fps", type=float, default=12, help="frames per second of the animation (default 12)")
-    drag.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw points and arrows into the animation and the comparison")
+    drag.add_argument(
+        "--overlay",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw points and arrows into the animation and the comparison",
+    )
     drag.add_argument("--watermark", action="store_true", help="mark every picture visibly as AI-generated")
 
     generate = commands.add_parser("generate", help="a sheet of pictures from seeds")
     add_model(generate)
     add_start(generate)
-    generate.add_argument("--seeds", default="0-15", metavar="LIST", help="for example 0-15 or 3,7,20-29 (default 0-15)")
+    generate.add_argument(
+        "--seeds", default="0-15", metavar="LIST", help="for example 0-15 or 3,7,20-29 (default 0-15)"
+    )
     generate.add_argument("--columns", type=int, help="pictures per row")
     generate.add_argument("--out", required=True, metavar="SHEET.png")
     generate.add_argument("--watermark", action="store_true", help="mark the sheet visibly as AI-generated")

@@ -31,7 +31,7 @@ def provenance(model: Model) -> media.Provenance:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """"0-3,7" → [0, 1, 2, 3, 7]."""
+    """ "0-3,7" → [0, 1, 2, 3, 7]."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part)
@@ -108,7 +108,9 @@ def list_models(arguments: argparse.Namespace) -> int:
             raise DragError("Name the model to pull: draggan-fast models pull NAME.")
         return pull_model(arguments.name)
     if arguments.name is not None:
-        raise DragError(f"'models list' takes no name; to download a model write: draggan-fast models pull {arguments.name}.")
+        raise DragError(
+            f"'models list' takes no name; to download a model write: draggan-fast models pull {arguments.name}."
+        )
     print(f"{'name':<16} {'pixels':<10} {'here':<9} {'size':>8}  what it draws")
     for info in models.list_models():
         path = info.path()
@@ -151,12 +153,16 @@ def compiled_library() -> str:
     try:
         info = import_module("draggan_fast._C").build_info()
     except ImportError as error:
-        return f"absent ({error}): the reference kernels serve; install with a C++ compiler and torch present to build it"
+        return (
+            f"absent ({error}): the reference kernels serve; install with a C++ compiler and torch present to build it"
+        )
     return f"present, built by {info['compiler']} (holds no op yet)"
 
 
 def diagnosis() -> dict[str, Any]:
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    cuda = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     capability = torch.backends.cpu.get_cpu_capability()
     try:
         embedded = str(models.resolve(models.DEFAULT_MODEL).name)

@@ -55,7 +55,7 @@ def fetch(url: str, part: Path, *, progress: Progress | None, max_bytes: int, ti
             reason = "the connection was cut"
         except urllib.error.HTTPError as error:
             error.close()
-            reason = f"the server answered {error.code} {error.reason}"
+            reason = " ".join(f"the server answered {error.code} {error.reason}".split())
             if error.code not in _TRANSIENT:
                 raise ModelError(f"Cannot download {url}: {reason}; the file may have moved.") from error
         except urllib.error.URLError as error:
@@ -98,7 +98,7 @@ def _transfer(
         # Nothing beyond what is here: whole if the length agrees, else not the file that was begun.
         error.close()
         told = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-        if told and int(told[1]) == have:
+        if told and int(told[1]) == have and known.get("total") in (None, have):
             return True
         _discard(part)
         return False
@@ -121,9 +121,7 @@ def _transfer(
             length = response.headers.get("Content-Length", "")
             total = int(length) if length.isdecimal() else None
         else:
-            raise ModelError(
-                f"Cannot download {url}: the server answered {response.status} without the file."
-            )
+            raise ModelError(f"Cannot download {url}: the server answered {response.status} without the file.")
         _check_room(url, part, have, total, max_bytes)
         state = {"url": url, "total": total, "validator": _validator(response.headers)}
         with _local_errors(part):
@@ -149,9 +147,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         old, new = (urllib.parse.urlsplit(address).scheme for address in (req.full_url, newurl))
         if new not in ("http", "https") or (old == "https" and new == "http"):
-            raise ModelError(
-                f"Cannot download {req.full_url}: the server redirects from {old} to {new}: not safe."
-            )
+            raise ModelError(f"Cannot download {req.full_url}: the server redirects from {old} to {new}: not safe.")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

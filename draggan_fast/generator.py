@@ -11,6 +11,7 @@ function as scaling the weights per sample, but works on the whole batch at once
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,7 +75,9 @@ class GeneratorConfig:
         require((self.c_dim == 0) == (self.embed_dim == 0), "c_dim and embed_dim must be zero together")
         for name in ("channels", "mapping_widths"):
             widths = getattr(self, name)
-            require(isinstance(widths, tuple) and all(is_count(v) for v in widths), f"{name} must hold positive integers")
+            require(
+                isinstance(widths, tuple) and all(is_count(v) for v in widths), f"{name} must hold positive integers"
+            )
         require(
             len(self.channels) == self.num_blocks,
             f"a {self.resolution}-pixel network has {self.num_blocks} blocks, not {len(self.channels)}",
@@ -135,7 +138,7 @@ def normalize_second_moment(x: Tensor) -> Tensor:
 
 def fir_kernel(taps: tuple[float, ...], channels: int, like: Tensor) -> Tensor:
     """Depthwise FIR [channels, 1, n, n] that sums to 4: a ×2 upsampling leaves three of four inputs zero."""
-    f = torch.tensor(taps, dtype=torch.float32, device=like.device)
+    f = torch.tensor(taps, dtype=torch.float64, device=like.device)
     f = f / f.sum() * 2.0
     return torch.outer(f, f).to(like.dtype).expand(channels, 1, len(taps), len(taps))
 
@@ -203,10 +206,7 @@ class StyledConv(nn.Module):
         energy = self.weight_energy if self.weight_energy is not None else self.weight.square().sum(dim=(2, 3))
         demodulation = torch.rsqrt(F.linear(style.square(), energy) + 1e-8)
         x = x * style[:, :, None, None]
-        if self.up:
-            x = upsampling_conv(x, self.weight, self.taps)
-        else:
-            x = F.conv2d(x, self.weight, padding=1)
+        x = upsampling_conv(x, self.weight, self.taps) if self.up else F.conv2d(x, self.weight, padding=1)
         x = x * demodulation[:, :, None, None]
         if self.use_noise and noise == "const":
             x = x + self.noise_const * self.noise_strength
@@ -291,7 +291,7 @@ class Mapping(nn.Module):
         self.config = config
         self.embed = MappingLayer(config.c_dim, config.embed_dim) if config.c_dim else None
         widths = (config.z_dim + config.embed_dim, *config.mapping_widths)
-        self.layers = nn.ModuleList(MappingLayer(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(MappingLayer(a, b) for a, b in itertools.pairwise(widths))
         self.register_buffer("w_avg", torch.zeros(config.w_dim))
 
     def w(self, z: Tensor, c: Tensor | None = None) -> Tensor:
@@ -303,8 +303,9 @@ class Mapping(nn.Module):
         if self.embed is not None:
             if c is None or c.shape != (z.shape[0], config.c_dim):
                 got = "none" if c is None else str(list(c.shape))
+                expected = [z.shape[0], config.c_dim]
                 raise DragError(
-                    f"This network is class-conditional: give a label c of the shape [{z.shape[0]}, {config.c_dim}], got {got}."
+                    f"This network is class-conditional: give a label c of the shape {expected}, got {got}."
                 )
             x = torch.cat([x, normalize_second_moment(self.embed(c.to(x.dtype)))], dim=1)
         elif c is not None and c.numel():
@@ -313,9 +314,7 @@ class Mapping(nn.Module):
             x = F.leaky_relu(layer(x), LRELU_SLOPE) * LRELU_GAIN
         return x
 
-    def forward(
-        self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None
-    ) -> Tensor:
+    def forward(self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
         """Truncation trick: rows below ``cutoff`` (None = all) are pulled toward w_avg by ``psi`` (1 = not at all)."""
         ws = self.w(z, c)[:, None, :].repeat(1, self.config.num_ws, 1)
         if psi != 1.0:
@@ -355,9 +354,8 @@ class Synthesis(nn.Module):
     def features(self, ws: Tensor, block: int, noise: str = "const") -> Activations:
         self._check(ws, noise)
         if not 0 <= block < self.config.num_blocks:
-            raise DragError(
-                f"feature block {block} does not exist: a {self.config.resolution}-pixel network has blocks 0 to {self.config.num_blocks - 1}."
-            )
+            last = self.config.num_blocks - 1
+            raise DragError(f"feature block {block} does not exist: this network has blocks 0 to {last}.")
         x = self.const.unsqueeze(0).expand(ws.shape[0], -1, -1, -1)
         outputs = []
         for layer in self.blocks[: block + 1]:

@@ -111,17 +111,11 @@ class Provenance:
         return (
             _PACKET_START + b'"\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
             b'<x:xmpmeta xmlns:x="adobe:ns:meta/">\n <rdf:RDF xmlns:rdf="' + _RDF.encode() + b'">\n'
-            b'  <rdf:Description rdf:about=""\n   '
-            + body
-            + b"/>\n </rdf:RDF>\n</x:xmpmeta>\n"
-            + _PACKET_END
-            + b'"r"?>'
+            b'  <rdf:Description rdf:about=""\n   ' + body + b"/>\n </rdf:RDF>\n</x:xmpmeta>\n" + _PACKET_END + b'"r"?>'
         )
 
 
-def save_image(
-    path: str | os.PathLike[str], image: Frame, *, info: Provenance, watermark: bool = False
-) -> None:
+def save_image(path: str | os.PathLike[str], image: Frame, *, info: Provenance, watermark: bool = False) -> None:
     """Write one picture, whole or not at all: `.png`, or `.webp` (quality 95).
 
     Args:
@@ -235,9 +229,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, str]:
             qualified = f"{{{uri}}}{name}"
             # Another program may have rewritten our attributes as elements, or as references.
             is_element = element.tag == qualified
-            value = (
-                element.get(f"{{{_RDF}}}resource") or element.text if is_element else element.get(qualified)
-            )
+            value = element.get(f"{{{_RDF}}}resource") or element.text if is_element else element.get(qualified)
             if value and value.strip():
                 found.setdefault(key, value.strip())
     return found
@@ -320,9 +312,7 @@ def _suffix(path: str | os.PathLike[str], known: tuple[str, ...], what: str) -> 
 
 def _check_webp_size(frame: Frame) -> None:
     if max(frame.shape[:2]) > 16383:
-        raise MediaError(
-            f"WebP holds at most 16383 pixels a side, not {max(frame.shape[:2])}; choose another format."
-        )
+        raise MediaError(f"WebP holds at most 16383 pixels a side, not {max(frame.shape[:2])}; choose another format.")
 
 
 def _write_gif(temp: Path, shots: list[Frame], fps: float, loop: int, hold: float, info: Provenance) -> None:
@@ -363,12 +353,8 @@ def _gif_palette(shots: list[Frame]) -> tuple[Image.Image, float]:
     It has at most 255 colours: the last entry is left for the pixels that Pillow finds unchanged.
     """
     chosen = [shots[i] for i in sorted({round(i) for i in np.linspace(0, len(shots) - 1, 32)})]
-    rng = np.random.default_rng(
-        0
-    )  # scattered samples: a grid could miss, or count twice, what is drawn regularly
-    sample = np.concatenate(
-        [shot.reshape(-1, 3)[rng.integers(0, shot[..., 0].size, 4096)] for shot in chosen]
-    )
+    rng = np.random.default_rng(0)  # scattered samples: a grid could miss what is drawn regularly
+    sample = np.concatenate([shot.reshape(-1, 3)[rng.integers(0, shot[..., 0].size, 4096)] for shot in chosen])
     colours = np.unique(sample, axis=0)
     if len(colours) > 255:
         reduced = Image.fromarray(sample[None]).quantize(215, Image.Quantize.MEDIANCUT, kmeans=2)
@@ -402,9 +388,7 @@ def _write_mp4(temp: Path, shots: list[Frame], fps: float, hold: float, info: Pr
     try:
         av = importlib.import_module("av")
     except ImportError as error:
-        raise MediaError(
-            "MP4 needs PyAV; run pip install 'draggan-fast[video]', or write .webp or .gif."
-        ) from error
+        raise MediaError("MP4 needs PyAV; run pip install 'draggan-fast[video]', or write .webp or .gif.") from error
     height, width = shots[0].shape[:2]
     pad = ((0, height % 2), (0, width % 2), (0, 0))  # 4:2:0 colour needs even sides
     codec = "libx264" if "libx264" in av.codecs_available else "h264"
@@ -427,9 +411,7 @@ def _write_mp4(temp: Path, shots: list[Frame], fps: float, hold: float, info: Pr
                 container.mux(stream.encode(picture))
             container.mux(stream.encode())
     except av.FFmpegError as error:
-        raise MediaError(
-            f"Cannot write the video: {_reason(error)}; check the disk, or write .webp."
-        ) from error
+        raise MediaError(f"Cannot write the video: {_reason(error)}; check the disk, or write .webp.") from error
     packet = info.xmp()
     with open(temp, "ab") as file:
         file.write(struct.pack(">I4s16s", 24 + len(packet), b"uuid", _XMP_UUID) + packet)

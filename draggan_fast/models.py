@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from .atomic import replacing, write_bytes
+from .atomic import write_bytes
 from .download import Progress, fetch, finish
 from .errors import DragError, ModelError
 
@@ -107,7 +107,7 @@ def resolve(name_or_path: str | os.PathLike[str], cache_dir: str | os.PathLike[s
             return path
         if info.kind == "embedded":
             raise ModelError(f"The embedded model {text} is missing at {path}; reinstall draggan-fast.")
-        raise ModelError(f"The model {text} is not on this machine yet; run draggan-fast pull {text}.")
+        raise ModelError(f"The model {text} is not on this machine yet; run draggan-fast models pull {text}.")
     path = Path(text).expanduser()
     if path.is_file():
         return path
@@ -184,8 +184,7 @@ def pull(
 def _registry() -> dict[str, ModelInfo]:
     data = json.loads((_HERE / "models.json").read_text(encoding="utf-8"))
     entries = (
-        {**entry, "px": tuple(entry["px"]), "licence": data["licences"][entry["licence"]]}
-        for entry in data["models"]
+        {**entry, "px": tuple(entry["px"]), "licence": data["licences"][entry["licence"]]} for entry in data["models"]
     )
     return {entry["name"]: ModelInfo(**entry) for entry in entries}
 
@@ -199,8 +198,8 @@ def _ready_path(info: ModelInfo, cache_dir: str | os.PathLike[str] | None) -> Pa
 
 def _unknown(name: str) -> ModelError:
     close = difflib.get_close_matches(name.lower(), _registry(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return ModelError(f"There is no model or file {name!r}; {hint}List model names with draggan-fast models.")
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return ModelError(f"There is no model or file {name!r}{hint}; list model names with draggan-fast models.")
 
 
 def _print_licence(info: ModelInfo) -> bool:
@@ -239,9 +238,11 @@ def _convert(info: ModelInfo, source: Path, target: Path) -> None:
         if info.url:
             source.unlink()
         raise ModelError(f"What was downloaded for {info.name} cannot be used: {error}") from error
-    named = dataclasses.replace(loaded, metadata={**loaded.metadata, "name": info.name})
-    with replacing(target) as temp:
-        save_checkpoint(temp, named)
+    about = {"name": info.name, "licence": info.licence, "source": info.url or info.file}
+    try:
+        save_checkpoint(target, dataclasses.replace(loaded, metadata={**loaded.metadata, **about}))
+    except DragError as error:  # the disk, most likely: the download stays for the next try
+        raise ModelError(str(error)) from error
 
 
 def _sums(cache: Path) -> Path:
@@ -257,9 +258,7 @@ def _read_checksums(cache: Path) -> dict[str, dict[str, Any]]:
     except ValueError:
         data = None
     if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
-        raise ModelError(
-            f"The recorded checksums in {path} are damaged; delete the file to record them anew."
-        )
+        raise ModelError(f"The recorded checksums in {path} are damaged; delete the file to record them anew.")
     return data
 
 

@@ -41,7 +41,12 @@ def _motion_supervision(
 
 @torch.library.custom_op("draggan_fast::point_tracking", mutates_args=())
 def _point_tracking(
-    feature: Tensor, reference_feature: Tensor, handle_points: Tensor, active: Tensor, r2: int, image_size: Sequence[int]
+    feature: Tensor,
+    reference_feature: Tensor,
+    handle_points: Tensor,
+    active: Tensor,
+    r2: int,
+    image_size: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     height, width = image_size
     return reference.point_tracking(feature, reference_feature, handle_points, active, r2, (height, width))
@@ -97,9 +102,7 @@ def _scale_gradient(ctx, grad_loss, _grad_of_grad):  # type: ignore[no-untyped-d
     return (scaled, *[None] * (ctx.inputs - 1))
 
 
-torch.library.register_autograd(
-    "draggan_fast::motion_supervision", _scale_gradient, setup_context=_save_gradient
-)
+torch.library.register_autograd("draggan_fast::motion_supervision", _scale_gradient, setup_context=_save_gradient)
 torch.library.register_autograd("draggan_fast::mask_loss", _scale_gradient, setup_context=_save_gradient)
 
 
@@ -112,7 +115,8 @@ def _check_feature(feature: Tensor, image_size: tuple[int, int]) -> None:
     _require(feature.ndim == 4, f"feature must have the shape [B, C, h, w], not {list(feature.shape)}.")
     _require(feature.is_floating_point(), f"feature must be a float tensor, not {feature.dtype}.")
     _require(
-        len(image_size) == 2 and min(image_size) >= 1, f"image_size must be two positive numbers (H, W), not {image_size}."
+        len(image_size) == 2 and min(image_size) >= 1,
+        f"image_size must be two positive numbers (H, W), not {image_size}.",
     )
 
 

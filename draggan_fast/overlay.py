@@ -84,18 +84,10 @@ def draw_overlay(
     start = _check_points(handles, "handles", 2)
     goal = _check_points(targets, "targets", 2)
     if start.shape != goal.shape:
-        raise MediaError(
-            f"There are {len(start)} handles but {len(goal)} targets; give one target to each handle."
-        )
-    path = (
-        np.zeros((0, len(start), 2))
-        if trail is None or np.size(trail) == 0
-        else _check_points(trail, "trail", 3)
-    )
+        raise MediaError(f"There are {len(start)} handles but {len(goal)} targets; give one target to each handle.")
+    path = np.zeros((0, len(start), 2)) if trail is None or np.size(trail) == 0 else _check_points(trail, "trail", 3)
     if path.shape[1:] != start.shape:
-        raise MediaError(
-            f"trail is {list(path.shape)}; give [steps, {len(start)}, 2], one row of handles a step."
-        )
+        raise MediaError(f"trail is {list(path.shape)}; give [steps, {len(start)}, 2], one row of handles a step.")
     if not (math.isfinite(mark_size) and mark_size > 0):
         raise MediaError(f"mark_size is {mark_size}; give a number above 0.")
 
@@ -262,9 +254,7 @@ def _draw_trail(out: Frame, path: Points, radius: float) -> None:
         for a, b in pairwise(path):
             if np.hypot(*(b - a)) > 1e-6:
 
-                def line(
-                    x: Points, y: Points, a: Points = a, b: Points = b, size: float = half + grow
-                ) -> Points:
+                def line(x: Points, y: Points, a: Points = a, b: Points = b, size: float = half + grow) -> Points:
                     return _segment(x, y, a, b) - size
 
                 _paint(out, a, b, half + grow, line, colour, alpha)
@@ -282,15 +272,10 @@ def _draw_numbers(out: Frame, points: Points, goals: Points, radius: float) -> F
         left = np.array([ahead[1], -ahead[0]])
         for way in (-ahead, left, -left, ahead):
             at = point + way * (1.5 * radius + 0.62 * size)
-            if (
-                0.5 * size <= at[0] <= canvas.width - 0.5 * size
-                and 0.5 * size <= at[1] <= canvas.height - 0.5 * size
-            ):
+            if 0.5 * size <= at[0] <= canvas.width - 0.5 * size and 0.5 * size <= at[1] <= canvas.height - 0.5 * size:
                 text, font = str(i + 1), _font(round(size))
                 xy = (float(at[0]), float(at[1]))
-                draw.text(
-                    xy, text, font=font, fill=_WHITE, anchor="mm", stroke_width=stroke, stroke_fill=_DARK
-                )
+                draw.text(xy, text, font=font, fill=_WHITE, anchor="mm", stroke_width=stroke, stroke_fill=_DARK)
                 break
     return np.array(canvas)
 
@@ -406,8 +391,7 @@ def _check_mask(mask: npt.ArrayLike, frame: Frame) -> Frame:
     array = np.asarray(mask)
     if array.shape != frame.shape[:2]:
         raise MediaError(
-            f"movable_mask is {list(array.shape)} but the frame is {list(frame.shape[:2])}; "
-            "give one value a pixel."
+            f"movable_mask is {list(array.shape)} but the frame is {list(frame.shape[:2])}; give one value a pixel."
         )
     return np.where(array >= 0.5, np.uint8(255), np.uint8(0))
 
@@ -417,9 +401,7 @@ def _scaled_size(frame: Frame, factor: float) -> tuple[int, int]:
         raise MediaError(f"The scale is {factor}; give a number above 0.")
     height, width = (max(1, round(side * factor)) for side in frame.shape[:2])
     if height * width > _MAX_PIXELS:
-        raise MediaError(
-            f"A scale of {factor} makes {width}×{height} pixels of the picture; give a smaller one."
-        )
+        raise MediaError(f"A scale of {factor} makes {width}×{height} pixels of the picture; give a smaller one.")
     return height, width
 
 

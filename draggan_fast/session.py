@@ -76,7 +76,7 @@ def as_points(points: Points, name: str, image_size: tuple[int, int]) -> Tensor:
     for (x, y), (px, py) in zip(array.tolist(), snapped.tolist(), strict=True):
         if not (0 <= px < width and 0 <= py < height):
             raise DragError(
-                f"{name}: ({x:g}, {y:g}) lies outside the picture; x goes from 0 to {width - 1}, y from 0 to {height - 1}."
+                f"{name}: ({x:g}, {y:g}) lies outside the picture (x from 0 to {width - 1}, y from 0 to {height - 1})."
             )
     return torch.from_numpy(snapped).float().unsqueeze(0)
 
@@ -162,7 +162,9 @@ class DragSession:
         handles = as_points(handle_points, "handle_points", self.image_size)
         targets = as_points(target_points, "target_points", self.image_size)
         if handles.shape != targets.shape:
-            raise DragError(f"{handles.shape[1]} handle(s) but {targets.shape[1]} target(s): give one target per handle.")
+            raise DragError(
+                f"{handles.shape[1]} handle(s) but {targets.shape[1]} target(s): give one target per handle."
+            )
         event = {"kind": "points", "handle_points": handles[0].tolist(), "target_points": targets[0].tolist()}
         self._change(
             handle_points=handles.to(self.model.device),
@@ -180,9 +182,7 @@ class DragSession:
         if targets.shape[1] != len(self.handle_points):
             raise DragError(f"{len(self.handle_points)} handle(s) but {targets.shape[1]} target(s).")
         event = {"kind": "targets", "target_points": targets[0].tolist()}
-        self._change(
-            target_points=targets.to(self.model.device), done=False, events=(*self._state.events, event)
-        )
+        self._change(target_points=targets.to(self.model.device), done=False, events=(*self._state.events, event))
 
     def set_mask(self, movable_mask: np.ndarray | Tensor | None) -> None:
         """[H, W], nonzero where the picture may change; None = everywhere. The rest is held as it is now.
@@ -195,7 +195,7 @@ class DragSession:
         mask = torch.as_tensor(np.asarray(movable_mask)).float()
         if tuple(mask.shape) != self.image_size:
             raise DragError(
-                f"The mask is {list(mask.shape)} but the picture is {list(self.image_size)} (height, width): they must agree."
+                f"The mask is {list(mask.shape)} but the picture {list(self.image_size)} (height, width): they must agree."
             )
         if not torch.isfinite(mask).all():
             raise DragError("The mask holds NaN or infinite values.")
@@ -313,9 +313,8 @@ class DragSession:
             self._activations = None  # its graph is used up
             changes.update(self._adam(gradient))
             if not (math.isfinite(loss.item()) and bool(torch.isfinite(changes["parameter"]).all())):
-                raise DragError(
-                    f"Step {len(state.trajectory)} is not finite and was taken back; try a smaller lr (now {config.lr:g})."
-                )
+                index = len(state.trajectory)
+                raise DragError(f"Step {index} is not finite and was taken back; try a smaller lr (now {config.lr:g}).")
         result = StepResult(
             index=len(state.trajectory),
             handle_points=handles[0].cpu().numpy(),
@@ -367,9 +366,7 @@ class DragSession:
         state = self._state
         if state.references is None or state.handle_points is None:
             return None
-        kept = torch.full(
-            (1, handles.shape[1], state.references.shape[2]), torch.nan, device=state.references.device
-        )
+        kept = torch.full((1, handles.shape[1], state.references.shape[2]), torch.nan, device=state.references.device)
         present = [tuple(p) for p in state.handle_points[0].tolist()]
         for index, point in enumerate(handles[0].tolist()):
             if tuple(point) in present:
@@ -383,9 +380,7 @@ class DragSession:
         """The feature that the mask loss holds on to: that of the latent when the mask was set."""
         if self._feature0 is None:
             assert self._state.mask_w_plus is not None
-            activations = self.model.generator.features(
-                self._state.mask_w_plus, self.config.feature_block, self.noise
-            )
+            activations = self.model.generator.features(self._state.mask_w_plus, self.config.feature_block, self.noise)
             self._feature0 = activations.x
         return self._feature0
 
@@ -439,7 +434,9 @@ class DragSession:
                 f"feature_block {config.feature_block} does not exist: {self.model.name} has blocks 0 to {network.num_blocks - 1}."
             )
         if config.layers > network.num_ws:
-            raise DragError(f"layers is {config.layers}, but {self.model.name} has only {network.num_ws} rows of w_plus.")
+            raise DragError(
+                f"layers is {config.layers}, but {self.model.name} has only {network.num_ws} rows of w_plus."
+            )
         if self.noise not in ("const", "none"):
             raise DragError(f"noise must be 'const' or 'none' while dragging, not {self.noise!r}.")
         if not math.isfinite(self.truncation_psi):
@@ -450,7 +447,7 @@ class DragSession:
         network, device = self.model.config, self.model.device
         if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
             raise DragError(f"seed must be a whole number from 0 to {2**32 - 1}, not {self.seed!r}.")
-        z = torch.from_numpy(np.random.RandomState(self.seed).randn(1, network.z_dim)).float().to(device)  # noqa: NPY002
+        z = torch.from_numpy(np.random.RandomState(self.seed).randn(1, network.z_dim)).float().to(device)
         return self.model.generator.mapping(
             z, class_label(self.label, network.c_dim, device), self.truncation_psi, self.truncation_cutoff
         )
@@ -464,9 +461,8 @@ class DragSession:
         if latent.ndim == 1:
             latent = latent[None]
         if latent.ndim != 2 or latent.shape[0] not in (1, network.num_ws) or latent.shape[1] != network.w_dim:
-            raise DragError(
-                f"w must have the shape [{network.w_dim}] or [{network.num_ws}, {network.w_dim}], not {list(latent.shape)}."
-            )
+            expected = f"[{network.w_dim}] or [{network.num_ws}, {network.w_dim}]"
+            raise DragError(f"w must have the shape {expected}, not {list(latent.shape)}.")
         if not torch.isfinite(latent).all():
             raise DragError("w holds NaN or infinite values.")
         if self.config.space == "w" and not torch.equal(latent, latent[:1].expand_as(latent)):

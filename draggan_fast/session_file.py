@@ -30,7 +30,15 @@ from .version import __version__
 FORMAT = "draggan-fast-session"
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 1 << 30
-STATE_TENSORS = ("parameter", "adam_mean", "adam_variance", "handle_points", "target_points", "references", "mask_w_plus")
+STATE_TENSORS = (
+    "parameter",
+    "adam_mean",
+    "adam_variance",
+    "handle_points",
+    "target_points",
+    "references",
+    "mask_w_plus",
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,9 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
         raise DragError(f"{str(path)!r} is not a session file of draggan-fast, or it is damaged.") from None
     if document.get("version") != FORMAT_VERSION:
-        raise DragError(f"{str(path)!r} has session format {document.get('version')!r}; this program reads {FORMAT_VERSION}.")
+        raise DragError(
+            f"{str(path)!r} has session format {document.get('version')!r}; this program reads {FORMAT_VERSION}."
+        )
     return document, tensors
 
 

@@ -64,9 +64,7 @@ def upsampled_at(feature: Tensor, x: Tensor, y: Tensor, image_size: tuple[int, i
     return values.reshape(*x.shape, feature.shape[1]) * inside_image(x, y, image_size)[..., None]
 
 
-def upsampled_at_adjoint(
-    grad: Tensor, feature: Tensor, x: Tensor, y: Tensor, image_size: tuple[int, int]
-) -> Tensor:
+def upsampled_at_adjoint(grad: Tensor, feature: Tensor, x: Tensor, y: Tensor, image_size: tuple[int, int]) -> Tensor:
     """The transpose of ``upsampled_at``: grad [B, K, C] of the values → gradient of the feature [B, C, h, w]."""
     batch, channels, h, w = feature.shape
     (c00, c10, c01, c11), fx, fy = source_cells(x, y, feature, image_size)
@@ -166,7 +164,11 @@ def motion_supervision(
     grad_moving[:, :, 1:, 1:] += grad * fx * fy
     batch = feature.shape[0]
     grad_feature = upsampled_at_adjoint(
-        grad_moving.reshape(batch, -1, feature.shape[1]), feature, x.reshape(batch, -1), y.reshape(batch, -1), image_size
+        grad_moving.reshape(batch, -1, feature.shape[1]),
+        feature,
+        x.reshape(batch, -1),
+        y.reshape(batch, -1),
+        image_size,
     )
     return loss.float(), grad_feature.to(feature.dtype)
 

@@ -32,18 +32,14 @@ def golden_session(model, case):
         feature_block=record.get("feature_idx", 5),
         space="w_plus" if record["w_plus"] else "w",
     )
-    session = dg.DragSession(
-        model, seed=record["seed"], truncation_psi=record["truncation_psi"], config=config
-    )
+    session = dg.DragSession(model, seed=record["seed"], truncation_psi=record["truncation_psi"], config=config)
     if record["mask"]:
         assert record["mask"] == "columns 0..W/2-1 are 1 (fixed), the rest 0"
         movable = np.ones(session.image_size)
         movable[:, : session.image_size[1] // 2] = 0
         session.set_mask(movable)
     flip = slice(None, None, -1)
-    session.set_points(
-        np.array(record["handles_yx"])[:, flip], np.array(record["targets_yx"])[:, flip]
-    )
+    session.set_points(np.array(record["handles_yx"])[:, flip], np.array(record["targets_yx"])[:, flip])
     return session, record, tensors
 
 
