@@ -17,7 +17,7 @@ PACKAGE_DATA = {"draggan_fast": ["py.typed", "*.json", "assets/*"]}
 
 def extension_arguments() -> dict:
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: PLC0415
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         print("draggan_fast: torch is not importable here, installing without the compiled library", file=sys.stderr)
         return {}

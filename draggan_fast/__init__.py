@@ -1,29 +1,60 @@
 """draggan_fast: Drag Your GAN (Pan et al., SIGGRAPH 2023) as a performance engine.
 
-import draggan_fast as dg
-session = dg.DragSession(dg.load("toy-animals"), seed=5)
-session.set_points([(64, 74)], [(76, 66)])
-session.run()
-picture = session.render()  # uint8 [H, W, 3]
+    import draggan_fast as dg
+
+    session = dg.DragSession(dg.load("toy-animals"), seed=5)
+    session.set_points([(64, 74)], [(76, 66)])
+    session.run()
+    picture = session.render()  # uint8 [H, W, 3]
+
+Names are imported when first used: torch takes a second or two to import, and ``draggan-fast --help`` needs none of it.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import CheckpointError, DragError, MediaError, ModelError
-from .generator import Generator, GeneratorConfig
-from .loading import Model, load
-from .session import DragConfig, DragSession, StepResult
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .config import DragConfig
+    from .generator import Generator, GeneratorConfig
+    from .loading import Model, load
+    from .session import DragSession, StepResult
+
+_HOME = {
+    "DragConfig": "config",
+    "DragSession": "session",
+    "Generator": "generator",
+    "GeneratorConfig": "generator",
+    "Model": "loading",
+    "StepResult": "session",
+    "load": "loading",
+}
 
 __all__ = [
     "CheckpointError",
-    #    "DragConfig",
+    "DragConfig",
     "DragError",
-    #    "DragSession",
+    "DragSession",
     "Generator",
     "GeneratorConfig",
     "MediaError",
-    #    "Model",
+    "Model",
     "ModelError",
-    #    "StepResult",
+    "StepResult",
     "__version__",
-    #    "load",
+    "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

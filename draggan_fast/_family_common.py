@@ -13,7 +13,7 @@ Sources: the files themselves, and "Analyzing and Improving the Image Quality of
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,13 +31,18 @@ ONLY_UNMODIFIED = "only unmodified StyleGAN2 generators can be loaded"
 
 
 @dataclass(frozen=True)
-class Converted:
-    """A generator in our terms, and what its file told besides."""
+class Checkpoint:
+    """A generator as its file describes it.
 
-    family: str
+    tensors: canonical name → effective weights, float32, contiguous, on the CPU.
+    family: "nvidia-pytorch", "nvidia-tensorflow", "rosinality" or "draggan-fast", whichever the file was.
+    metadata: what the file says besides, such as recommended settings {"drag": {...}}, licence and source.
+    """
+
     config: GeneratorConfig
     tensors: dict[str, Tensor]
-    metadata: dict[str, Any]
+    family: str
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 class Source:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ._family_common import (
     EXPORT_AGAIN,
     MAX_BLOCKS,
-    Converted,
+    Checkpoint,
     Source,
     as_number,
     check_start,
@@ -187,7 +187,7 @@ def _check_options(options: Any) -> None:
                 pending.append(value)
 
 
-def convert(root: PersistentObject, file_size: int) -> Converted:
+def convert(root: PersistentObject, file_size: int) -> Checkpoint:
     """The generator in a pickled module. Raises Refused if it is not an unmodified, square StyleGAN2."""
     tree = ModuleTree(root)
     if "synthesis.input" in tree or any(path.startswith("synthesis.L0_") for path in tree.attributes):
@@ -212,4 +212,4 @@ def convert(root: PersistentObject, file_size: int) -> Converted:
     one_value("use_noise", conversion.noises)
     clamp = one_value("conv_clamp", conversion.clamps)
     taps = one_value("resample_filter", conversion.filters or [(1.0, 3.0, 3.0, 1.0)])
-    return Converted("nvidia-pytorch", describe(conversion.out, clamp, taps), conversion.out, {})
+    return Checkpoint(describe(conversion.out, clamp, taps), conversion.out, "nvidia-pytorch")

@@ -17,7 +17,7 @@ from torch import Tensor
 from ._family_common import (
     MAPPING_LR,
     MAX_BLOCKS,
-    Converted,
+    Checkpoint,
     Source,
     check_start,
     count_blocks,
@@ -83,7 +83,7 @@ class _Conversion:
             self.linear(f"mapping.layers.{i}", f"style.{i + 1}", MAPPING_LR)
 
 
-def convert(state: dict[Any, Any], latent_avg: Any, file_size: int) -> Converted:
+def convert(state: dict[Any, Any], latent_avg: Any, file_size: int) -> Checkpoint:
     """The generator in a state dict. Raises Refused if it is not an unmodified, square StyleGAN2."""
     if not all(isinstance(name, str) for name in state) or "input.input" not in state:
         raise Refused(
@@ -107,4 +107,4 @@ def convert(state: dict[Any, Any], latent_avg: Any, file_size: int) -> Converted
     source.finish()
     taps = one_value("resample_filter", conversion.filters or [(1.0, 3.0, 3.0, 1.0)])
     metadata = {} if conversion.noise_seed is None else {"noise": "drawn on loading, the file has none"}
-    return Converted("rosinality", describe(conversion.out, None, taps), conversion.out, metadata)
+    return Checkpoint(describe(conversion.out, None, taps), conversion.out, "rosinality", metadata)

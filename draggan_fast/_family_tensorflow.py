@@ -15,7 +15,7 @@ from ._family_common import (
     EXPORT_AGAIN,
     MAPPING_LR,
     MAX_BLOCKS,
-    Converted,
+    Checkpoint,
     Source,
     as_number,
     check_start,
@@ -33,7 +33,7 @@ _KNOWN = """
     mapping_layers mapping_fmaps mapping_lrmul mapping_nonlinearity normalize_latents dlatent_avg_beta
     w_avg_beta truncation_psi truncation_cutoff truncation_psi_val truncation_cutoff_val style_mixing_prob
     randomize_noise architecture nonlinearity dtype resample_kernel fused_modconv num_fp16_res conv_clamp
-    mapping_func synthesis_func func_name is_training is_validation return_dlatents is_template_graph
+    mapping_func synthesis_func func_name structure is_training is_validation return_dlatents is_template_graph
     dlatent_broadcast use_noise
 """
 KNOWN_OPTIONS = frozenset(_KNOWN.split())
@@ -128,7 +128,7 @@ class _Conversion:
             self.linear(f"mapping.layers.{i}", f"mapping/Dense{i}/weight", f"mapping/Dense{i}/bias", lr)
 
 
-def convert(network: Inert, file_size: int) -> Converted:
+def convert(network: Inert, file_size: int) -> Checkpoint:
     """The generator in a network record. Raises Refused if it is not an unmodified, square StyleGAN2."""
     options, variables, components = _parts(network)
     options, values = dict(options), dict(variables)
@@ -164,4 +164,4 @@ def convert(network: Inert, file_size: int) -> Converted:
     config = describe(
         conversion.out, options.get("conv_clamp"), options.get("resample_kernel") or (1.0, 3.0, 3.0, 1.0)
     )
-    return Converted("nvidia-tensorflow", config, conversion.out, {})
+    return Checkpoint(config, conversion.out, "nvidia-tensorflow")

@@ -19,7 +19,6 @@ import mmap
 import os
 import re
 import stat
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 
 from . import _family_nvidia, _family_rosinality, _family_tensorflow
-from ._family_common import Converted, discriminator_only
+from ._family_common import Checkpoint, discriminator_only
 from ._pickle_data import Inert, Refused, refuse_name, shown
 from ._tensor_data import PersistentObject
 from ._torch_files import ZIP_SIGNATURE, read_pickle, read_zip
@@ -45,21 +44,6 @@ MAX_HEADER = 16 << 20
 MAX_REASON = 600
 STORED_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KINDS = "an NVIDIA StyleGAN2 .pkl, a rosinality .pt or a draggan-fast .safetensors"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A generator as its file describes it.
-
-    tensors: canonical name → effective weights, float32, contiguous, on the CPU.
-    family: "nvidia-pytorch", "nvidia-tensorflow", "rosinality" or "draggan-fast", whichever the file was.
-    metadata: what the file says besides, such as recommended settings {"drag": {...}}, licence and source.
-    """
-
-    config: GeneratorConfig
-    tensors: dict[str, Tensor]
-    family: str
-    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -153,17 +137,17 @@ def check_tensors(config: GeneratorConfig, tensors: dict[str, Tensor]) -> None:
 
 def _finite(tensor: Tensor) -> bool:
     # One pass, nothing allocated; NaN comes out as both extremes.
-    return all(math.isfinite(extreme) for extreme in torch.aminmax(tensor))
+    return all(math.isfinite(extreme) for extreme in torch.aminmax(tensor.detach()))
 
 
-def shown_path(path: str | os.PathLike[str]) -> str:
+def _shown_path(path: str | os.PathLike[str]) -> str:
     """A path for messages: control characters would break the one sentence."""
     return "".join(c if c.isprintable() else "?" for c in os.fspath(path))
 
 
 def _sentence(verb: str, path: str | os.PathLike[str], reason: str) -> CheckpointError:
     shortened = reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + "…"
-    return CheckpointError(f"Cannot {verb} {shown_path(path)}: {shortened.rstrip('.')}.")
+    return CheckpointError(f"Cannot {verb} {_shown_path(path)}: {shortened.rstrip('.')}.")
 
 
 def _header_text(checkpoint: Checkpoint) -> str:
@@ -185,7 +169,7 @@ def _canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _read(path: Path) -> Converted:
+def _read(path: Path) -> Checkpoint:
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise Refused(f"it is a directory; give the file itself, {KINDS}")
@@ -218,7 +202,7 @@ def _read(path: Path) -> Converted:
     )
 
 
-def _recognise(root: Any, file_size: int) -> Converted:
+def _recognise(root: Any, file_size: int) -> Checkpoint:
     """Finds out which program wrote the value of a pickle, and converts its generator."""
     if isinstance(root, (tuple, list)) and len(root) == 3 and isinstance(root[2], Inert):
         root = root[2]  # (G, D, Gs): the last is the moving average
@@ -245,7 +229,7 @@ def _recognise(root: Any, file_size: int) -> Converted:
     raise Refused(f"it does not hold a StyleGAN2 generator; give {KINDS}")
 
 
-def _read_safetensors(path: Path) -> Converted:
+def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
@@ -273,7 +257,7 @@ def _read_safetensors(path: Path) -> Converted:
                     tensors[name] = torch.empty(entry.get_shape(), device="meta")
     except safetensors.SafetensorError as error:
         raise Refused(f"its safetensors structure is damaged ({shown(error)}); download it again") from None
-    return Converted("draggan-fast", config, tensors, metadata)
+    return Checkpoint(config, tensors, "draggan-fast", metadata)
 
 
 def _parse_header(text: str) -> tuple[GeneratorConfig, dict[str, Any]]:

@@ -35,25 +35,24 @@ SHOWN_SIZE = 512  # animation and comparison are enlarged to about this height: 
 
 @dataclass
 class Recording:
-    """Frames for the animation, thinned as the drag grows so that memory and file stay bounded."""
+    """Shots for the animation, thinned as the drag grows so that memory and file stay bounded."""
 
-    frames: list[np.ndarray] = field(default_factory=list)
-    handles: list[np.ndarray] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
+    shots: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)  # step, handle_points, frame
     stride: int = 1
 
-    def add(self, step: int, session: DragSession, frame: np.ndarray) -> None:
-        self.frames.append(frame)
-        self.handles.append(session.handle_points)
-        self.steps.append(step)
-        if len(self.frames) > MAX_FRAMES:
+    def add(self, step: int, handle_points: np.ndarray, frame: np.ndarray) -> None:
+        self.shots.append((step, handle_points, frame))
+        if len(self.shots) > MAX_FRAMES:
             self.stride *= 2
-            keep = [i for i, s in enumerate(self.steps) if s % self.stride == 0]
-            for items in (self.frames, self.handles, self.steps):
-                items[:] = [items[i] for i in keep]  # type: ignore[index]
+            self.shots = [shot for shot in self.shots if self.wants(shot[0])]
 
     def wants(self, step: int) -> bool:
         return step % self.stride == 0
+
+    def finish(self, step: int, handle_points: np.ndarray, frame: np.ndarray) -> None:
+        """The last shot, which is kept whatever the stride."""
+        if self.shots[-1][0] != step:
+            self.shots.append((step, handle_points, frame))
 
 
 def read_latent(path: str) -> np.ndarray:
@@ -163,7 +162,7 @@ def drag(arguments: argparse.Namespace) -> int:
 
     before = session.render()
     recording = Recording()
-    recording.add(0, session, before)
+    recording.add(0, start_handles, before)
     milliseconds: list[float] = []
     with interruptible() as pressed, tqdm(total=session.config.max_steps, unit="step", disable=None) as bar:
         clock = time.perf_counter()
@@ -174,7 +173,7 @@ def drag(arguments: argparse.Namespace) -> int:
             bar.set_postfix_str(f"distance {result.distances.max():.1f} px, {milliseconds[-1]:.0f} ms/step")
             bar.update()
             if arguments.animation != "none" and recording.wants(result.index + 1):
-                recording.add(result.index + 1, session, session.render())
+                recording.add(result.index + 1, result.handle_points, session.render())
             clock = time.perf_counter()
             return not pressed
 
@@ -219,11 +218,9 @@ def write_results(
     )
     media.save_image(folder / "comparison.png", comparison, info=info, watermark=arguments.watermark)
     if arguments.animation != "none":
-        last = len(session.trajectory)
-        if recording.steps[-1] != last:
-            recording.add(last, session, after)
-        path = np.stack(recording.handles)
-        frames = (shown(f, path[i], path[:i]) for i, f in enumerate(recording.frames))
+        recording.finish(len(session.trajectory), session.handle_points, after)
+        path = np.stack([handles for _, handles, _ in recording.shots])
+        frames = (shown(frame, handles, path[:i]) for i, (_, handles, frame) in enumerate(recording.shots))
         media.save_animation(
             folder / f"drag.{arguments.animation}", frames, fps=arguments.fps, info=info, watermark=arguments.watermark
         )

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,8 @@ class GeneratorConfig:
         if surplus:
             raise DragError(f"Generator configuration: unknown entries {', '.join(surplus)}.")
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            return cls(**values)
         except TypeError as error:
             raise DragError(f"Generator configuration: incomplete ({error}).") from None
 
@@ -346,7 +348,8 @@ class Synthesis(nn.Module):
         super().__init__()
         self.config = config
         self.const = nn.Parameter(torch.randn(config.channels[0], 4, 4))
-        self.blocks = nn.ModuleList(SynthesisBlock(config, b) for b in range(config.num_blocks))
+        blocks = nn.ModuleList(SynthesisBlock(config, b) for b in range(config.num_blocks))
+        self.blocks = cast("Sequence[SynthesisBlock]", blocks)
 
     def forward(self, ws: Tensor, noise: str = "const") -> Tensor:
         return self.render(self.features(ws, self.config.num_blocks - 1, noise), ws)

@@ -229,7 +229,7 @@ def _verify(info: ModelInfo, source: Path, cache: Path) -> dict[str, Any]:
 
 
 def _convert(info: ModelInfo, source: Path, target: Path) -> None:
-    from .checkpoint import load_checkpoint, save_checkpoint  # noqa: PLC0415 - torch is heavy, listing is not
+    from .checkpoint import load_checkpoint, save_checkpoint
 
     try:
         loaded = load_checkpoint(source)

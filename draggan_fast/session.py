@@ -267,14 +267,14 @@ class DragSession:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the session (.safetensors: tensors, and JSON in the metadata), atomically."""
-        from . import session_file  # noqa: PLC0415  (session_file imports this module)
+        from . import session_file  # late: it imports this module
 
         return session_file.save_session(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model | None = None) -> DragSession:
         """A saved session, ready to go on; model None = the one it names. Raises DragError if it is another model."""
-        from . import session_file  # noqa: PLC0415
+        from . import session_file
 
         return session_file.load_session(path, model)
 

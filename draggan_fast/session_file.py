@@ -95,8 +95,8 @@ def save_session(session: DragSession, path: str | os.PathLike[str]) -> Path:
             for r in state.trajectory
         ],
     }
-    contiguous = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
-    data = save(contiguous, metadata={"session": json.dumps(document, allow_nan=False)})
+    copies = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}  # safetensors refuses shared memory
+    data = save(copies, metadata={"session": json.dumps(document, allow_nan=False)})
     target = Path(path)
     try:
         write_bytes(target, data)

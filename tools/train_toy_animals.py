@@ -31,6 +31,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import toy_animals  # noqa: E402 - it lives beside this script, which is not a package
 
+from draggan_fast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
 from draggan_fast.generator import Generator, GeneratorConfig, normalize_second_moment, upsample  # noqa: E402
 
 STAGES = ("mapping", "coarse", "full", "finish")
@@ -75,7 +77,6 @@ def generator_config(size: int) -> GeneratorConfig:
         channels=channels,
         mapping_widths=(512, 512, 512),
         use_noise=False,
-        conv_clamp=256.0,
     )
 
 
@@ -419,20 +420,28 @@ class Trainer:
         rest = adam(adam_groups(parts, {id(p) for p in matrices}), adam_lr, betas)
         return [Muon(matrices, muon_lr, momentum=0.9 if betas[0] > 0.6 else 0.8), rest] if matrices else [rest]
 
+    def _scenes(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless batches of latents and their scene descriptions; these need no picture, so they are cheap."""
+        while True:
+            z = normalize_second_moment(torch.randn(64 * batch, toy_animals.LATENT_DIM, generator=self.draw))
+            yield from zip(z.split(batch), toy_animals.describe(z).split(batch))
+
+    def _scene_loss(self, z: Tensor, truth: Tensor) -> Tensor:
+        """How well w tells the scene."""
+        told = self.heads["scene"](self.generator.mapping.w(z.to(self.device)))
+        return F.smooth_l1_loss(told, truth.to(self.device), beta=0.3)
+
     # -- stages
 
     def train_mapping(self, minutes: float) -> None:
         """Regress the scene's description from w."""
         batch = 512
-        mapping, head = self.generator.mapping, self.heads["scene"]
-        done = self._start("mapping", [adam(adam_groups(nn.ModuleList([mapping, head]), set()), 1e-2, (0.9, 0.99))])
+        scenes, parts = self._scenes(batch), nn.ModuleList([self.generator.mapping, self.heads["scene"]])
+        done = self._start("mapping", [adam(adam_groups(parts, set()), 1e-2, (0.9, 0.99))])
         while (progress := self._progress(done, minutes)) < 1.0:
             began = time.time()
             self._schedule(progress, done, hold=0.3)
-            z = torch.randn(batch, toy_animals.LATENT_DIM, generator=self.draw)
-            z = normalize_second_moment(z)
-            truth = toy_animals.describe(z).to(self.device)
-            loss = F.smooth_l1_loss(head(mapping.w(z.to(self.device))), truth, beta=0.3)
+            loss = self._scene_loss(*next(scenes))
             self.optimisers[0].zero_grad()
             loss.backward()
             self.optimisers[0].step()
@@ -458,6 +467,7 @@ class Trainer:
             optimisers = self._generator_optimisers(scale * self.args.muon_lr, scale * ADAM_LR, (0.9, 0.99))
         done = self._start(stage, optimisers)
         adversary = Adversary(self) if finish else None
+        scenes = self._scenes(128)
         steps, window, since = 0, [0.0, 0], time.time()
         sums: dict[str, float] = {}
         while (progress := self._progress(done, minutes)) < 1.0:
@@ -471,11 +481,12 @@ class Trainer:
             seen = {"loss": loss}
             if adversary is not None:
                 gradient = gradient + adversary.step(leaf, data, gradient, seen)
-            aux = sum(F.l1_loss(p, data["maps"]) for p in parts)
-            seen["maps"] = aux
+            maps = sum(F.l1_loss(p, data["maps"]) for p in parts)
+            scene = self._scene_loss(*next(scenes))
+            seen |= {"maps": maps, "scene": scene}
             for optimiser in optimisers[: 2 if len(optimisers) > 1 + finish else 1]:
                 optimiser.zero_grad()
-            torch.autograd.backward([image, aux * self.args.aux], [gradient, None])
+            torch.autograd.backward([image, self.args.aux * (maps + scene)], [gradient, None])
             for optimiser in optimisers[: len(optimisers) - finish]:
                 optimiser.step()
             steps += 1
@@ -637,7 +648,7 @@ def main() -> None:
     parser.add_argument("--pool-dir", help="where they lie, if not in the run directory")
     parser.add_argument("--optimiser", default="muon", choices=("muon", "adam"))
     parser.add_argument("--muon-lr", type=float, default=MUON_LR)
-    parser.add_argument("--aux", type=float, default=0.1, help="weight of the part maps")
+    parser.add_argument("--aux", type=float, default=0.1, help="weight of part maps and scene in the loss")
     parser.add_argument("--save-minutes", type=float, default=3.0)
     parser.add_argument("--no-compile", action="store_true", help="run eagerly (a compile takes a minute or two)")
     parser.add_argument("--resume-from", help="start from these weights if the run directory is new")

@@ -1,0 +1,36 @@
+"""Shared fixtures: the golden folder and two real networks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import draggan_fast as dg
+
+# Small networks gain nothing from threads, and on a busy machine threads that wait for each other cost a lot.
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def nvlabs():
+    """The golden 256×256 network: random weights, every feature of the published ones."""
+    return dg.load(GOLDEN / "nvlabs" / "nvlabs.pkl", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A 64×64 network, for whatever needs many steps."""
+    return dg.load(GOLDEN / "rosinality" / "rosinality.pt", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def steady_torch():
+    """Tests draw the same random numbers whatever ran before them."""
+    torch.manual_seed(0)
