@@ -30,8 +30,8 @@ PyMethodDef kMethods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "_C", "Compiled library of draggan_fast.", -1, kMethods,
-                       nullptr, nullptr, nullptr, nullptr};
+PyModuleDef kModule = {
+    PyModuleDef_HEAD_INIT, "_C", "Compiled library of draggan_fast.", -1, kMethods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 

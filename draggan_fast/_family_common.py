@@ -92,9 +92,7 @@ class Source:
         """Refuses a file in which something was not used: it is a part of the network that we do not know."""
         surplus = sorted(set(self._values) - self._taken - set(ignored))
         if surplus:
-            raise Refused(
-                f"it has a tensor {shown(surplus[0])} that StyleGAN2 does not have; {ONLY_UNMODIFIED}"
-            )
+            raise Refused(f"it has a tensor {shown(surplus[0])} that StyleGAN2 does not have; {ONLY_UNMODIFIED}")
 
 
 def as_number(value: Any) -> float | None:
@@ -117,9 +115,7 @@ def count_blocks(present: Sequence[bool]) -> int:
     """Number of resolutions in a row, 4×4 first. Raises Refused if there are none or too many."""
     count = list(present).index(False)
     if not 1 <= count <= MAX_BLOCKS:
-        raise Refused(
-            f"it has {count} resolutions, but a StyleGAN2 generator has 1 to {MAX_BLOCKS}; {EXPORT_AGAIN}"
-        )
+        raise Refused(f"it has {count} resolutions, but a StyleGAN2 generator has 1 to {MAX_BLOCKS}; {EXPORT_AGAIN}")
     return count
 
 
@@ -142,11 +138,7 @@ def filter_taps(kernel: Tensor, total: float) -> tuple[float, ...]:
     kernel = kernel.double() / total
     taps = kernel if kernel.ndim == 1 else kernel.sum(dim=0)
     square = taps if kernel.ndim == 1 else torch.outer(taps, taps)
-    if (
-        kernel.shape != square.shape
-        or not torch.allclose(square, kernel, atol=1e-5)
-        or abs(taps.sum() - 1) > 1e-4
-    ):
+    if kernel.shape != square.shape or not torch.allclose(square, kernel, atol=1e-5) or abs(taps.sum() - 1) > 1e-4:
         raise unsupported("resample_filter", "an unusual filter")
     whole = taps / taps.abs()[taps != 0].min()
     if torch.allclose(whole, whole.round(), atol=1e-4):
@@ -188,9 +180,9 @@ def describe(tensors: dict[str, Tensor], conv_clamp: Any, resample_filter: Seque
             channels=tuple(tensors[f"synthesis.blocks.{b}.conv1.weight"].shape[0] for b in range(blocks)),
             image_channels=tensors[f"synthesis.blocks.{last}.to_rgb.weight"].shape[0],
             architecture=architecture,
-            conv_clamp=conv_clamp,
+            conv_clamp=None if conv_clamp is None else float(conv_clamp),
             use_noise="synthesis.blocks.0.conv1.noise_strength" in tensors,
-            resample_filter=tuple(resample_filter),
+            resample_filter=tuple(map(float, resample_filter)),
         )
     except DragError as error:
         raise Refused(

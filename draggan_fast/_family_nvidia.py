@@ -63,9 +63,7 @@ class ModuleTree:
                 if len(self.tensors) + len(tensors) > MAX_MODULES:
                     raise Refused(f"it has more tensors than a StyleGAN2 generator; {EXPORT_AGAIN}")
                 self.tensors.update({prefix + name: t for name, t in tensors.items() if t is not None})
-            pending += [
-                (prefix + name, child, depth + 1) for name, child in children.items() if child is not None
-            ]
+            pending += [(prefix + name, child, depth + 1) for name, child in children.items() if child is not None]
 
     @staticmethod
     def _group(state: dict[Any, Any], name: str) -> dict[str, Any]:
@@ -113,9 +111,7 @@ class _Conversion:
 
     def linear(self, name: str, path: str, activation: str = "linear") -> None:
         self.tree.require(path, "activation", activation)
-        self.out[name + ".weight"] = self.source.take(path + ".weight", 2) * self.tree.number(
-            path, "weight_gain"
-        )
+        self.out[name + ".weight"] = self.source.take(path + ".weight", 2) * self.tree.number(path, "weight_gain")
         self.out[name + ".bias"] = self.source.take(path + ".bias", 1) * self.tree.number(path, "bias_gain")
 
     def clamp(self, path: str) -> None:
@@ -196,8 +192,7 @@ def convert(root: PersistentObject, file_size: int) -> Checkpoint:
         if "b4" in tree and "synthesis" not in tree:
             raise discriminator_only()
         raise Refused(
-            f"its network is a {shown(root.class_name)}, not a StyleGAN2 generator; "
-            "give a StyleGAN2 checkpoint"
+            f"its network is a {shown(root.class_name)}, not a StyleGAN2 generator; give a StyleGAN2 checkpoint"
         )
     source = Source(tree.tensors, file_size)
     blocks = count_blocks([f"synthesis.b{4 << b}" in tree for b in range(MAX_BLOCKS + 1)] + [False])

@@ -86,9 +86,7 @@ class _Conversion:
 def convert(state: dict[Any, Any], latent_avg: Any, file_size: int) -> Checkpoint:
     """The generator in a state dict. Raises Refused if it is not an unmodified, square StyleGAN2."""
     if not all(isinstance(name, str) for name in state) or "input.input" not in state:
-        raise Refused(
-            "its g_ema is not a StyleGAN2 generator of the rosinality program; give a StyleGAN2 checkpoint"
-        )
+        raise Refused("its g_ema is not a StyleGAN2 generator of the rosinality program; give a StyleGAN2 checkpoint")
     if latent_avg is None:
         raise Refused(
             "it has no latent_avg (a training snapshot has none), which truncation needs; "

@@ -45,8 +45,7 @@ def _parts(network: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
     if not isinstance(state, dict):
         raise Refused(f"its TensorFlow network has no state; {EXPORT_AGAIN}")
     options, variables, components = (
-        state.get(key, kind())
-        for key, kind in (("static_kwargs", dict), ("variables", list), ("components", dict))
+        state.get(key, kind()) for key, kind in (("static_kwargs", dict), ("variables", list), ("components", dict))
     )
     if not isinstance(options, dict) or not isinstance(components, dict) or not isinstance(variables, list):
         raise Refused(f"its TensorFlow network is damaged; {EXPORT_AGAIN}")
@@ -71,9 +70,7 @@ def _check_options(options: dict[str, Any]) -> None:
         if options.get(name) is not None and as_number(options[name]) is None:
             raise unsupported(name, options[name])
     taps = options.get("resample_kernel")
-    if taps is not None and not (
-        isinstance(taps, (list, tuple)) and all(as_number(t) is not None for t in taps)
-    ):
+    if taps is not None and not (isinstance(taps, (list, tuple)) and all(as_number(t) is not None for t in taps)):
         raise unsupported("resample_kernel", taps)
 
 
@@ -140,15 +137,11 @@ def convert(network: Inert, file_size: int) -> Checkpoint:
     if any("/StyleMod/" in name or "ToRGB_lod" in name for name in values):
         raise Refused("it is a StyleGAN1 or Progressive GAN network; only StyleGAN2 networks can be loaded")
     if "synthesis" not in components or "mapping" not in components:
-        if any("FromRGB" in name for name in values) or str(network.state.get("build_func_name")).startswith(
-            "D_"
-        ):
+        if any("FromRGB" in name for name in values) or str(network.state.get("build_func_name")).startswith("D_"):
             raise discriminator_only()
         raise Refused("its TensorFlow network is not a StyleGAN2 generator; give a StyleGAN2 checkpoint")
     if "mapping/LabelConcat/weight" in values:
-        raise Refused(
-            "it is a class-conditional network of the 2019 TensorFlow program; give an unconditional one"
-        )
+        raise Refused("it is a class-conditional network of the 2019 TensorFlow program; give an unconditional one")
     source = Source(values, file_size)
     later = [f"synthesis/{4 << b}x{4 << b}/Conv1/weight" in source for b in range(1, MAX_BLOCKS + 1)]
     blocks = count_blocks([True, *later, False])
@@ -161,7 +154,5 @@ def convert(network: Inert, file_size: int) -> Checkpoint:
         conversion.block(b)
     conversion.mapping(MAPPING_LR if options.get("mapping_lrmul") is None else options["mapping_lrmul"])
     source.finish(ignored=("lod",))
-    config = describe(
-        conversion.out, options.get("conv_clamp"), options.get("resample_kernel") or (1.0, 3.0, 3.0, 1.0)
-    )
+    config = describe(conversion.out, options.get("conv_clamp"), options.get("resample_kernel") or (1.0, 3.0, 3.0, 1.0))
     return Checkpoint(config, conversion.out, "nvidia-tensorflow")

@@ -93,9 +93,7 @@ PersistentLoad = Callable[[Any], Any]
 
 
 def no_persistent_objects(_: Any) -> Any:
-    raise Refused(
-        "it refers to objects outside the file; export the network again with the program that wrote it"
-    )
+    raise Refused("it refers to objects outside the file; export the network again with the program that wrote it")
 
 
 class PickleReader:
@@ -151,9 +149,7 @@ class PickleReader:
     def _take(self, size: int) -> memoryview:
         end = self.position + size
         if end > len(self.data):
-            raise Refused(
-                f"it ends early: {size} bytes are announced at byte {self.position}; download it again"
-            )
+            raise Refused(f"it ends early: at byte {self.position} begins a value of size {size}; download it again")
         view = self.data[self.position : end]
         self.position = end
         return view
@@ -257,7 +253,9 @@ class PickleReader:
         if not isinstance(name, Name) or not isinstance(args, tuple):
             raise TypeError
         if name.construct is None:
-            raise Refused(f"it calls {name}, which no StyleGAN2 checkpoint does (nothing was run)")
+            raise Refused(
+                f"it calls {name}, which no StyleGAN2 checkpoint does (nothing was run); get a trustworthy file"
+            )
         self._push(name.construct(args))
 
     def _new_object_ex(self) -> None:

@@ -65,9 +65,7 @@ class Storage:
             raise Refused("a tensor has no data in the file; download it again")
         raw = self.data.latin1() if isinstance(self.data, LongText) else self.data
         if len(raw) != self.numel * self.dtype.itemsize:
-            raise Refused(
-                f"an array claims {self.numel} elements, but has {len(raw)} bytes; download the file again"
-            )
+            raise Refused(f"an array claims {self.numel} elements, but has {len(raw)} bytes; download the file again")
         return bytearray(raw[first : first + count])
 
 
@@ -134,7 +132,9 @@ class NumpyType:
 
     def __init__(self, code: str) -> None:
         if code not in NUMPY_TYPES:
-            raise Refused(f"it holds a numpy array of the type {shown(code)}; only plain numbers are read")
+            raise Refused(
+                f"it holds a numpy array of the type {shown(code)}; only plain numbers can be read; save it anew"
+            )
         self.code = code
         self.dtype, self.struct_code = NUMPY_TYPES[code]
 
@@ -142,7 +142,7 @@ class NumpyType:
         _version, order, subarray, names, fields, *_ = state
         if order not in ("<", "|", "=") or subarray is not None or names is not None or fields is not None:
             raise Refused(
-                "it holds a numpy array that is big-endian or structured; only plain numbers are read"
+                "it holds a numpy array that is big-endian or structured; only plain numbers can be read; save it anew"
             )
 
 
@@ -168,12 +168,10 @@ def _numpy_array(raw: Any, dtype: Any, shape: Any, fortran: bool) -> Array:
     if isinstance(raw, LongText):
         # Decoded only if used; until then a bound: UTF-8 takes one or two bytes for a latin-1 character.
         if not numel * dtype.dtype.itemsize <= len(raw.raw) <= 2 * numel * dtype.dtype.itemsize:
-            raise Refused(
-                f"a numpy array of the shape {list(shape)} does not fit its bytes; download the file again"
-            )
+            raise Refused(f"a numpy array of the shape {list(shape)} does not fit its bytes; download the file again")
         return make_array(Storage(dtype.dtype, numel, raw), 0, shape, strides)
     if not isinstance(raw, memoryview):
-        raise Refused("it holds a numpy array of Python objects; only plain numbers are read")
+        raise Refused("it holds a numpy array of Python objects; only plain numbers can be read; save it anew")
     storage = Storage(dtype.dtype, numel)
     storage.attach(raw)
     return make_array(storage, 0, shape, strides)

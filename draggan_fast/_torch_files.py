@@ -65,9 +65,7 @@ class _NameFinder:
             raise TypeError
         storage = read_legacy(data, self._budget, _find_storage)
         if not isinstance(storage, Storage):
-            raise Refused(
-                "the bytes of a tensor hold something that is not a tensor; download the file again"
-            )
+            raise Refused("the bytes of a tensor hold something that is not a tensor; download the file again")
         return storage
 
 
@@ -118,9 +116,7 @@ def read_legacy(data: memoryview, budget: Budget, find_name: FindName) -> Any:
         raise Refused("the bytes of a tensor are not in PyTorch's format; download the file again")
     machine = load(_find_nothing)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise Refused(
-            "it was saved on a big-endian machine, which is not supported; save it again on another"
-        )
+        raise Refused("it was saved on a big-endian machine, which is not supported; save it again on another")
     value = load(find_name, find_storage)
     keys = load(_find_nothing)
     if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or set(keys) != set(storages):
@@ -134,8 +130,7 @@ def read_legacy(data: memoryview, budget: Budget, find_name: FindName) -> Any:
         size = storage.numel * storage.dtype.itemsize
         if numel != storage.numel or size > len(data) - position:
             raise Refused(
-                f"a tensor claims {size} bytes at byte {position}, which are not there; "
-                "download the file again"
+                f"a tensor claims {size} bytes at byte {position}, which are not there; download the file again"
             )
         storage.attach(data[position : position + size])
         position += size
@@ -166,9 +161,7 @@ def zip_entries(data: memoryview) -> Mapping[str, memoryview]:
         if position + 46 > end or data[position : position + 4] != b"PK\x01\x02":
             raise damaged
         flags, method = struct.unpack_from("<2H", data, position + 8)
-        packed, unpacked, name_size, extra_size, comment_size = struct.unpack_from(
-            "<2L3H", data, position + 20
-        )
+        packed, unpacked, name_size, extra_size, comment_size = struct.unpack_from("<2L3H", data, position + 20)
         (header,) = struct.unpack_from("<L", data, position + 42)
         name = bytes(data[position + 46 : position + 46 + name_size]).decode("utf-8", "replace")
         position += 46 + name_size + extra_size + comment_size
@@ -180,8 +173,7 @@ def zip_entries(data: memoryview) -> Mapping[str, memoryview]:
         parts = name.split("/")
         if name in entries or "\\" in name or any(part in ("", ".", "..") for part in parts):
             raise Refused(
-                f"its zip entry {shown(name)} is not one that PyTorch writes; "
-                "get the file from a source that you trust"
+                f"its zip entry {shown(name)} is not one that PyTorch writes; get the file from a source that you trust"
             )
         if header + 30 > start or data[header : header + 4] != ZIP_SIGNATURE:
             raise damaged
@@ -204,22 +196,16 @@ def read_zip(data: memoryview) -> Any:
         raise Refused("it is a zip file, but not one that torch.save wrote; give the checkpoint file itself")
     folder = streams[0].removesuffix("data.pkl")
     if folder + "constants.pkl" in entries:
-        raise Refused(
-            "it is a TorchScript program, not a checkpoint; give the checkpoint that it was made from"
-        )
+        raise Refused("it is a TorchScript program, not a checkpoint; give the checkpoint that it was made from")
     if bytes(entries.get(folder + "byteorder", memoryview(b"little"))) != b"little":
-        raise Refused(
-            "it was saved on a big-endian machine, which is not supported; save it again on another"
-        )
+        raise Refused("it was saved on a big-endian machine, which is not supported; save it again on another")
     storages: dict[str, Storage] = {}
 
     def find_storage(value: Any) -> Storage:
         key, dtype, numel = _storage_id(value)
         if key not in storages:
             if f"{folder}data/{key}" not in entries:
-                raise Refused(
-                    f"the data of its tensor storage {shown(key)} is missing; download the file again"
-                )
+                raise Refused(f"the data of its tensor storage {shown(key)} is missing; download the file again")
             storage = Storage(dtype, numel)
             storage.attach(entries[f"{folder}data/{key}"])
             storages[key] = storage

@@ -37,8 +37,7 @@ from .errors import CheckpointError, DragError
 from .generator import GeneratorConfig
 
 FORMAT_VERSION = 1
-# One entry for everything: the order in which safetensors writes several is random, and files should be
-# reproducible.
+# One entry for everything: safetensors writes several in random order, and files should be reproducible.
 METADATA_KEY = "draggan_fast"
 MAX_HEADER = 16 << 20
 MAX_REASON = 600
@@ -62,16 +61,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise _sentence("load", path, f"{reason}; check the path and its permissions") from None
     except Exception as error:  # no file may end the program, whatever a hostile one can think of
         kind = type(error).__name__
-        raise _sentence(
-            "load", path, f"it is damaged in an unexpected way ({kind}); download it again"
-        ) from error
+        raise _sentence("load", path, f"it is damaged in an unexpected way ({kind}); download it again") from error
     tensors = {name: loaded.tensors[name].to(torch.float32).contiguous() for name in sorted(loaded.tensors)}
     return Checkpoint(loaded.config, tensors, loaded.family, loaded.metadata)
 
 
-def save_checkpoint(
-    path: str | os.PathLike[str], checkpoint: Checkpoint, dtype: torch.dtype = torch.float32
-) -> None:
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
     """Writes our own format: a safetensors file with the configuration in its header.
 
     dtype: the type of the stored weights: float32, float16 or bfloat16. The same checkpoint always gives the
@@ -101,8 +96,7 @@ def save_checkpoint(
 
 
 def content_hash(tensors: dict[str, Tensor], config: GeneratorConfig) -> str:
-    """The identity of a network: SHA-256 over its configuration and, by name, every tensor's type, shape and
-    bytes."""
+    """The identity of a network: SHA-256 over configuration and, by name, every tensor's type, shape, bytes."""
     digest = hashlib.sha256(_canonical_json(config.to_json()))
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -112,15 +106,12 @@ def content_hash(tensors: dict[str, Tensor], config: GeneratorConfig) -> str:
 
 
 def check_tensors(config: GeneratorConfig, tensors: dict[str, Tensor]) -> None:
-    """Raises CheckpointError unless ``tensors`` are exactly those of a network of this configuration, all
-    finite."""
+    """Raises CheckpointError unless ``tensors`` are exactly those of a network of this configuration, and finite."""
     expected = config.tensor_shapes()
     for name in sorted(expected.keys() - tensors.keys()):
         raise CheckpointError(f"the tensor {name} is missing; export the network again")
     for name in sorted(tensors.keys() - expected.keys()):
-        raise CheckpointError(
-            f"there is a tensor {shown(name)} that this network does not have; export it again"
-        )
+        raise CheckpointError(f"there is a tensor {shown(name)} that this network does not have; export it again")
     for name, shape in expected.items():
         found = tensors[name]
         if tuple(found.shape) != shape:
@@ -130,9 +121,7 @@ def check_tensors(config: GeneratorConfig, tensors: dict[str, Tensor]) -> None:
                 "export the network again"
             )
         if not found.dtype.is_floating_point or not _finite(found):
-            raise CheckpointError(
-                f"the tensor {name} has values that are not finite numbers; export the network again"
-            )
+            raise CheckpointError(f"the tensor {name} has values that are not finite numbers; export the network again")
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -189,17 +178,13 @@ def _read(path: Path) -> Checkpoint:
         return _recognise(read_pickle(data), len(data))
     if data[8:9] == b"{":
         if header_size > min(MAX_HEADER, len(data) - 8):
-            raise Refused(
-                f"its safetensors header claims {header_size} bytes, which are not there; download it again"
-            )
+            raise Refused(f"its safetensors header claims {header_size} bytes, which are not there; download it again")
         return _read_safetensors(path)
     # Pickles of protocol 0 and 1 have no signature, but a hostile one is worth naming.
     named = re.match(rb"[(\]})]*[ci]([\w.]{1,80})\r?\n([\w.]{1,80})\r?\n", data[:256])
     if named:
         raise refuse_name(named[1].decode("ascii", "replace"), named[2].decode("ascii", "replace"))
-    raise Refused(
-        f"it is not a network file (neither a pickle, a zip of torch.save nor safetensors); give {KINDS}"
-    )
+    raise Refused(f"it is not a network file (neither a pickle, a zip of torch.save nor safetensors); give {KINDS}")
 
 
 def _recognise(root: Any, file_size: int) -> Checkpoint:
@@ -217,15 +202,11 @@ def _recognise(root: Any, file_size: int) -> Checkpoint:
             return _family_rosinality.convert(root["g_ema"], root.get("latent_avg"), file_size)
         present = {key for key, value in root.items() if isinstance(key, str) and value is not None}
         if present & {"G", "g"}:
-            raise Refused(
-                "it has a generator but not its moving average (G_ema), which is the one to use; save it too"
-            )
+            raise Refused("it has a generator but not its moving average (G_ema), which is the one to use; save it too")
         if present & {"D", "d"}:
             raise discriminator_only()
         keys = ", ".join(shown(key) for key in sorted(present)[:6])
-        raise Refused(
-            f"it is a dictionary with the keys {keys or '(none)'}, but without a generator; give {KINDS}"
-        )
+        raise Refused(f"it is a dictionary with the keys {keys or '(none)'}, but without a generator; give {KINDS}")
     raise Refused(f"it does not hold a StyleGAN2 generator; give {KINDS}")
 
 
@@ -273,4 +254,8 @@ def _parse_header(text: str) -> tuple[GeneratorConfig, dict[str, Any]]:
             f"{FORMAT_VERSION}; "
             "update draggan_fast"
         )
-    return GeneratorConfig.from_json(header.get("config")), header["metadata"]
+    try:
+        return GeneratorConfig.from_json(header.get("config")), header["metadata"]
+    except DragError as error:
+        reason = str(error).rstrip(".")
+        raise Refused(f"its header does not describe a network ({reason}); save it again with draggan_fast") from None

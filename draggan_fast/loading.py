@@ -47,7 +47,10 @@ class Model:
             "feature_block": min(5, self.config.num_blocks - 1),
             "layers": min(6, self.config.num_ws),
         }
-        known.update(self.metadata.get("drag", {}))
+        recommended = self.metadata.get("drag", {})
+        if not isinstance(recommended, dict):
+            raise DragError(f"The drag settings in the metadata of {self.name} are damaged; give settings of your own.")
+        known.update(recommended)
         known.update(changes)
         return DragConfig.from_json(known)
 
@@ -85,8 +88,9 @@ def load(
     picked = pick_device(device)
     path = models.resolve(name_or_path)
     loaded = checkpoint.load_checkpoint(path)
+    name = str(loaded.metadata.get("name") or path.stem)
     return Model(
-        name=str(loaded.metadata.get("name") or path.stem),
+        name="".join(c for c in name if c.isprintable())[:80],  # it will be shown in a terminal
         generator=Generator.from_checkpoint(loaded).to(picked),
         content_hash=checkpoint.content_hash(loaded.tensors, loaded.config),
         family=loaded.family,

@@ -195,7 +195,7 @@ class DragSession:
         mask = torch.as_tensor(np.asarray(movable_mask)).float()
         if tuple(mask.shape) != self.image_size:
             raise DragError(
-                f"The mask is {list(mask.shape)} but the picture {list(self.image_size)} (height, width): they must agree."
+                f"The mask is {list(mask.shape)}, the picture {list(self.image_size)} (height, width): they must agree."
             )
         if not torch.isfinite(mask).all():
             raise DragError("The mask holds NaN or infinite values.")
@@ -430,9 +430,8 @@ class DragSession:
     def _check_config(self) -> None:
         network, config = self.model.config, self.config
         if config.feature_block >= network.num_blocks:
-            raise DragError(
-                f"feature_block {config.feature_block} does not exist: {self.model.name} has blocks 0 to {network.num_blocks - 1}."
-            )
+            last = network.num_blocks - 1
+            raise DragError(f"feature_block {config.feature_block} does not exist: {self.model.name} has 0 to {last}.")
         if config.layers > network.num_ws:
             raise DragError(
                 f"layers is {config.layers}, but {self.model.name} has only {network.num_ws} rows of w_plus."

@@ -42,29 +42,20 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import toy_animals  # noqa: E402 - it lives beside this script, which is not a package
+import toy_animals
+from toy_training.losses import Adversary, Discriminator, supervised_loss
+from toy_training.optimisers import Muon, adam, adam_groups
+from toy_training.pool import HELD_OUT, MAP_SIZE, Pool
 
-from draggan_fast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
-from draggan_fast.generator import Generator, GeneratorConfig, normalize_second_moment, upsample  # noqa: E402
+from draggan_fast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from draggan_fast.generator import Generator, GeneratorConfig, normalize_second_moment, upsample
 
 STAGES = ("mapping", "coarse", "full", "finish")
 SHARES = {"mapping": 0.03, "coarse": 0.22, "full": 0.27, "finish": 0.48}  # of --minutes
-HELD_OUT = 512  # pictures no training step ever sees
-MAP_SIZE = 32
-MAP_SCALE = 80.0  # maps are kept as int8: coverage 0…1, head-local coordinates about −1.5…1.5
 EMA_HALF_LIFE = 3000.0  # pictures
 MUON_LR = 0.03
 ADAM_LR = 4e-3
 DRAG = {"feature_block": 4, "lr": 2e-2, "r1": 3, "r2": 12}
-
-# Landmark → (how strongly, how widely in 1/128 of the picture) its surroundings weigh more than the rest.
-IMPORTANCE = {
-    "eye_left": (1.0, 9.0), "eye_right": (1.0, 9.0), "nose": (1.0, 6.0), "lip_upper": (1.0, 5.0),
-    "lip_lower": (1.0, 6.0), "mouth_left": (1.0, 5.0), "mouth_right": (1.0, 5.0), "brow_left_outer": (0.8, 4.0),
-    "brow_left_inner": (0.8, 4.0), "brow_right_inner": (0.8, 4.0), "brow_right_outer": (0.8, 4.0),
-    "ear_left": (0.5, 7.0), "ear_right": (0.5, 7.0), "head_top": (0.3, 6.0),
-}  # fmt: skip
-IMPORTANCE_GAIN = 2.5
 
 
 def generator_config(size: int) -> GeneratorConfig:
@@ -80,205 +71,6 @@ def generator_config(size: int) -> GeneratorConfig:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- data
-
-
-class Pool:
-    """Rendered pictures on disk: uint8 pictures, int8 maps, latents, landmarks; the first HELD_OUT are held out.
-
-    It is filled from the front and can be used while it is still being filled.
-    """
-
-    def __init__(self, folder: Path, size: int, count: int, seed: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.size, self.total, self.seed = folder, size, count + HELD_OUT, seed
-        n, maps = self.total, len(toy_animals.MAPS)
-        self.images = self._array("images", np.uint8, (n, 3, size, size))
-        self.maps = self._array("maps", np.int8, (n, maps, MAP_SIZE, MAP_SIZE))
-        self.landmarks = self._array("landmarks", np.float32, (n, len(toy_animals.LANDMARKS), 2))
-        draw = torch.Generator().manual_seed(seed)
-        self.latents = normalize_second_moment(torch.randn(n, toy_animals.LATENT_DIM, generator=draw))
-
-    def _array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-        path = self.folder / f"{name}-{self.size}.bin"
-        fits = path.exists() and path.stat().st_size == int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return np.memmap(path, dtype=dtype, mode="r+" if fits else "w+", shape=shape)
-
-    @property
-    def ready(self) -> int:
-        """How many pictures, held-out ones included, are there so far."""
-        path = self.folder / f"ready-{self.size}.txt"
-        return int(path.read_text()) if path.exists() else 0
-
-    @torch.no_grad()
-    def render(self, device: torch.device, batch: int, compiled: bool) -> None:
-        """Render what is missing."""
-
-        def draw(latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            scene = toy_animals.render(latent, self.size, maps=True)
-            pixels = ((scene.image + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            maps = F.adaptive_avg_pool2d(scene.maps, MAP_SIZE) * MAP_SCALE
-            return pixels, maps.round().clamp(-127, 127).to(torch.int8), scene.landmarks
-
-        if compiled:
-            draw = torch.compile(draw, dynamic=False)
-        start, first = time.time(), self.ready
-        for low in range(first, self.total, batch):
-            rows = np.arange(low, low + batch) % self.total  # a last batch that wraps keeps one compiled shape
-            picture, maps, landmarks = draw(self.latents[torch.from_numpy(rows)].to(device))
-            self.images[rows], self.maps[rows] = picture.cpu().numpy(), maps.cpu().numpy()
-            self.landmarks[rows] = landmarks.cpu().numpy()
-            high = min(low + batch, self.total)
-            if high == self.total or (low // batch) % 16 == 15:
-                write_atomically(self.folder / f"ready-{self.size}.txt", str(high).encode())
-            if (low // batch) % 64 == 63:
-                print(f"rendered {high} of {self.total}, {(high - first) / (time.time() - start):.1f} a second", flush=True)
-
-    def batch(self, rows: Tensor, size: int, device: torch.device) -> dict[str, Tensor]:
-        """Latents, pictures in −1…1 and importance [n, 1, size, size] at the asked size, and maps."""
-        index = rows.numpy()
-        landmarks = torch.from_numpy(self.landmarks[index]).to(device)
-        target = torch.from_numpy(self.images[index]).to(device).float() / 127.5 - 1.0
-        if size < self.size:
-            target = F.adaptive_avg_pool2d(target, size)
-        return {
-            "latent": self.latents[rows].to(device),
-            "target": target,
-            "importance": importance((landmarks + 0.5) * (size / self.size) - 0.5, size),
-            "maps": torch.from_numpy(self.maps[index]).to(device).float() / MAP_SCALE,
-        }
-
-
-def importance(landmarks: Tensor, size: int) -> Tensor:
-    """Landmarks [n, 21, 2] in pixels → loss weights [n, 1, size, size], 1 … 1 + IMPORTANCE_GAIN."""
-    chosen = [toy_animals.LANDMARKS.index(name) for name in IMPORTANCE]
-    strength, width = landmarks.new_tensor(list(IMPORTANCE.values())).T
-    points = landmarks[:, chosen]
-    ticks = torch.arange(size, device=landmarks.device, dtype=landmarks.dtype)
-    spread = (width * (size / 128.0))[None, :, None]
-    gx = torch.exp(-0.5 * ((ticks - points[..., :1]) / spread) ** 2)
-    gy = torch.exp(-0.5 * ((ticks - points[..., 1:]) / spread) ** 2) * strength[None, :, None]
-    return 1.0 + IMPORTANCE_GAIN * torch.einsum("nky,nkx->nyx", gy, gx).clamp(max=1.0).unsqueeze(1)
-
-
-# -------------------------------------------------------------------------------------------------- losses
-
-
-def supervised_loss(image: Tensor, target: Tensor, weight: Tensor, full: float) -> Tensor:
-    """``full`` × L1 + 0.5 gradient L1 + L1 on an average-pool pyramid down to 8², each weighted by importance."""
-    error = image.float() - target
-    loss = full * (weight * error.abs()).mean()
-    loss = loss + 0.5 * (weight[..., 1:] * error.diff(dim=3).abs()).mean()
-    loss = loss + 0.5 * (weight[..., 1:, :] * error.diff(dim=2).abs()).mean()
-    while error.shape[-1] > 8:
-        error, weight = F.avg_pool2d(error, 2), F.avg_pool2d(weight, 2)
-        loss = loss + 0.2 * (weight * error.abs()).mean()
-    return loss
-
-
-class Discriminator(nn.Module):
-    """Patch discriminator, 0.43 M parameters: pictures → (logits [n, 1, s/8, s/8], features of every layer)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        plan = ((3, 32, 3, 1), (32, 64, 4, 2), (64, 128, 4, 2), (128, 128, 4, 2))
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, k, s, padding=1) for a, b, k, s in plan)
-        self.head = nn.Conv2d(128, 1, 3, padding=1)
-        for layer in (*self.layers, self.head):
-            nn.init.normal_(layer.weight, std=1.0 / math.sqrt(layer.weight[0].numel()))
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        features = []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2) * math.sqrt(2.0)
-            features.append(x)
-        return self.head(x), features
-
-
-def feature_matching(fake: list[Tensor], real: list[Tensor], weight: Tensor) -> Tensor:
-    """Mean over the layers of the relative L1 distance between two pictures' features, weighted by importance."""
-    terms = []
-    for a, b in zip(fake, real):
-        at = F.adaptive_avg_pool2d(weight, a.shape[-2:])
-        b = b.detach()
-        terms.append((at * (a - b).abs()).mean() / (at * b.abs()).mean())
-    return torch.stack(terms).mean()
-
-
-# ---------------------------------------------------------------------------------------------- optimisers
-
-
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
-    """[n, a, b] → about the nearest semi-orthogonal matrices: singular values are driven towards 1.
-
-    The usual quintic Newton–Schulz iteration, carried out on the a×a Gram matrices: for a ≪ b (a convolution's
-    9·C_in columns) that is a third of the work of iterating on the matrices themselves.
-    """
-    if matrices.shape[1] > matrices.shape[2]:
-        return orthogonalised(matrices.mT, steps).mT
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-12)
-    gram = x @ x.mT
-    one = torch.eye(gram.shape[1], device=gram.device, dtype=gram.dtype).expand_as(gram)
-    total = one
-    for _ in range(steps):
-        factor = 3.4445 * one - 4.7750 * gram + 2.0315 * (gram @ gram)
-        total = factor @ total
-        gram = factor @ gram @ factor
-    return total @ x
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, then orthogonalisation, for weights that act as matrices (Jordan et al. 2024).
-
-    Against Adam it needs far fewer steps here.  Weights of one shape are orthogonalised in one batch.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.9) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            alike: dict[tuple[int, int], list[nn.Parameter]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    alike.setdefault((p.shape[0], p[0].numel()), []).append(p)
-            for (rows, columns), members in alike.items():
-                steps = []
-                for p in members:
-                    buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1.0 - group["momentum"])
-                    steps.append(p.grad.lerp(buffer, group["momentum"]).reshape(rows, columns))
-                scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
-                for p, update in zip(members, orthogonalised(torch.stack(steps))):
-                    p.add_(update.reshape(p.shape), alpha=-scale)
-
-
-def adam_groups(module: nn.Module, skip: set[int]) -> list[dict[str, Any]]:
-    """Parameter groups by gain: weights are effective, so 1/√fan_in as learning rate is equalised learning rate."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for p in module.parameters():
-        if id(p) not in skip:
-            gain = 1.0 / math.sqrt(p[0].numel()) if p.ndim in (2, 4) else 1.0
-            groups.setdefault(gain, []).append(p)
-    return [{"params": members, "gain": gain} for gain, members in groups.items()]
-
-
-def adam(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    return torch.optim.Adam([{**g, "lr": lr * g["gain"]} for g in groups], betas=betas, eps=1e-8, fused=True)
-
-
-# ------------------------------------------------------------------------------------------------- trainer
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or nothing: whoever reads it never meets half of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
-
-
 class Trainer:
     """Networks, optimisers and the state of one run directory."""
 
@@ -287,7 +79,7 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         cuda = torch.cuda.is_available()
         self.device = torch.device(("cuda" if cuda else "cpu") if args.device == "auto" else args.device)
-        amx = self.device.type == "cpu" and torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - no public question
+        amx = self.device.type == "cpu" and torch.cpu._is_amx_tile_supported()
         # Without AMX the CPU's bf16 convolutions are slower than its float32 ones.
         self.low_precision = args.precision == "bfloat16" or (
             args.precision == "auto" and (amx or self.device.type == "cuda")
@@ -311,7 +103,6 @@ class Trainer:
         self.paint = self._paint if args.no_compile else torch.compile(self._paint, dynamic=False)
         self.loss = supervised_loss if args.no_compile else torch.compile(supervised_loss, dynamic=False)
         self.saved_at = time.time()
-        self.best: dict[str, float] = {}
         if (self.run / "state.pt").exists():
             self._load()
         elif args.resume_from:
@@ -410,7 +201,7 @@ class Trainer:
     @torch.no_grad()
     def _average(self, pictures: int) -> None:
         keep = 0.5 ** (pictures / EMA_HALF_LIFE)
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1.0 - keep)  # noqa: SLF001
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1.0 - keep)
 
     def _generator_optimisers(self, muon_lr: float, adam_lr: float, betas: tuple[float, float]) -> list:
         matrices = [p for p in self.generator.synthesis.parameters() if p.ndim == 4 and p.shape[0] > 3]
@@ -465,8 +256,9 @@ class Trainer:
         else:
             scale = 1.0 if stage == "coarse" else 0.7
             optimisers = self._generator_optimisers(scale * self.args.muon_lr, scale * ADAM_LR, (0.9, 0.99))
+        own = len(optimisers) - finish  # the rest is the discriminator's
         done = self._start(stage, optimisers)
-        adversary = Adversary(self) if finish else None
+        adversary = Adversary(self.discriminator, optimisers[-1], self.draw, self.low_precision) if finish else None
         scenes = self._scenes(128)
         steps, window, since = 0, [0.0, 0], time.time()
         sums: dict[str, float] = {}
@@ -480,14 +272,15 @@ class Trainer:
             (gradient,) = torch.autograd.grad(loss, leaf)
             seen = {"loss": loss}
             if adversary is not None:
-                gradient = gradient + adversary.step(leaf, data, gradient, seen)
+                more, terms = adversary.step(leaf, data, gradient)
+                gradient, seen = gradient + more, seen | terms
             maps = sum(F.l1_loss(p, data["maps"]) for p in parts)
             scene = self._scene_loss(*next(scenes))
             seen |= {"maps": maps, "scene": scene}
-            for optimiser in optimisers[: 2 if len(optimisers) > 1 + finish else 1]:
+            for optimiser in optimisers[:own]:
                 optimiser.zero_grad()
             torch.autograd.backward([image, self.args.aux * (maps + scene)], [gradient, None])
-            for optimiser in optimisers[: len(optimisers) - finish]:
+            for optimiser in optimisers[:own]:
                 optimiser.step()
             steps += 1
             if steps % 4 == 0:
@@ -496,7 +289,7 @@ class Trainer:
             spent = time.time() - began
             done["minutes"] += spent / 60
             for name, value in seen.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
             if steps > 2:  # the first ones compile
                 window = [window[0] + spent, window[1] + batch]
             if steps % 100 == 0:
@@ -576,60 +369,6 @@ class Trainer:
         checkpoint = Checkpoint(self.config, tensors, family="draggan-fast", metadata=metadata)
         save_checkpoint(path, checkpoint, dtype=torch.float16)
         self.log(event="export", path=str(path), bytes=Path(path).stat().st_size, **metadata["training"])
-
-
-class Adversary:
-    """Feature matching and a patch discriminator on crops of ¾ of the picture's side.
-
-    A crop costs the discriminator half of what the picture would; the crop's place changes every step, so that
-    all of the picture is seen.
-    """
-
-    MATCHING, FOOLING = 1.3, 1.1  # gradient norms at the picture, relative to that of the supervised losses
-    MEASURE_EVERY, R1_EVERY, R1_WEIGHT = 40, 16, 0.05
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.steps = trainer, 0
-        self.weights = (0.0, 0.0)
-
-    def step(self, leaf: Tensor, data: dict[str, Tensor], supervised: Tensor, seen: dict[str, Tensor]) -> Tensor:
-        """The gradient at the picture that these two terms add; trains the discriminator on the way."""
-        trainer, network = self.trainer, self.trainer.discriminator
-        side = trainer.size * 3 // 4
-        y, x = torch.randint(0, trainer.size - side + 1, (2,), generator=trainer.draw).tolist()
-        window = (..., slice(y, y + side), slice(x, x + side))
-        fake, real = leaf[window], data["target"][window]
-        with torch.autocast(leaf.device.type, torch.bfloat16, enabled=trainer.low_precision):
-            fake_logits, fake_features = network(fake)
-            real_logits, real_features = network(real)
-            matching = feature_matching(fake_features, real_features, data["importance"][window])
-            fooling = F.softplus(-fake_logits.float()).mean()
-            telling = F.softplus(fake_logits.float()).mean() + F.softplus(-real_logits.float()).mean()
-        if self.steps % self.MEASURE_EVERY == 0:
-            norm = supervised.norm()
-            terms = [torch.autograd.grad(t, leaf, retain_graph=True)[0] for t in (matching, fooling)]
-            self.weights = tuple(
-                float(share * norm / (g.norm() + 1e-12)) for share, g in zip((self.MATCHING, self.FOOLING), terms)
-            )
-            ramp = 1.0
-            gradient = ramp * (self.weights[0] * terms[0] + self.weights[1] * terms[1])
-        else:
-            total = self.weights[0] * matching + self.weights[1] * fooling
-            (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True)
-        parameters = list(network.parameters())
-        gradients = torch.autograd.grad(telling, parameters)
-        if self.steps % self.R1_EVERY == 0:
-            sample = real[: max(1, len(real) // 2)].detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad(network(sample)[0].sum(), sample, create_graph=True)
-            penalty = slope.square().sum(dim=(1, 2, 3)).mean() * (0.5 * self.R1_WEIGHT * self.R1_EVERY)
-            extra = torch.autograd.grad(penalty, parameters, allow_unused=True)
-            gradients = [a if b is None else a + b for a, b in zip(gradients, extra)]
-        for p, g in zip(parameters, gradients):
-            p.grad = g
-        trainer.optimisers[-1].step()
-        self.steps += 1
-        seen |= {"matching": matching.detach(), "fooling": fooling.detach(), "telling": telling.detach()}
-        return gradient
 
 
 def main() -> None:
