@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-MAX_OPCODES = 250_000  # a 256-pixel generator of NVIDIA's needs 18,448; three 1024-pixel networks less than 100,000
+MAX_OPCODES = 250_000  # a 256-pixel NVIDIA generator needs 18,448; so three 1024-pixel networks about 80,000
 # Longer texts stay undecoded: they are embedded source, which nobody reads, or arrays written as latin-1.
 MAX_TEXT = 4096
 MAX_SHOWN = 80

@@ -86,6 +86,7 @@ class GeneratorConfig:
         mapped = self.mapping_widths[-1] if self.mapping_widths else self.z_dim + self.embed_dim
         require(mapped == self.w_dim, f"the mapping network ends in width {mapped}, but w_dim is {self.w_dim}")
         require(self.architecture in ARCHITECTURES, f"architecture must be one of {', '.join(ARCHITECTURES)}")
+        require(isinstance(self.use_noise, bool), f"use_noise must be true or false, not {self.use_noise!r}")
         clamp = self.conv_clamp
         require(
             clamp is None or (isinstance(clamp, (int, float)) and math.isfinite(clamp) and clamp > 0),
@@ -99,6 +100,9 @@ class GeneratorConfig:
             and abs(sum(taps)) > 1e-6,
             "resample_filter must be 2 to 16 numbers that do not sum to zero",
         )
+        # One form for equal values: 256 and 256.0 must give one content hash.
+        object.__setattr__(self, "resample_filter", tuple(float(t) for t in taps))
+        object.__setattr__(self, "conv_clamp", None if clamp is None else float(clamp))
 
     @property
     def num_blocks(self) -> int:
@@ -166,12 +170,19 @@ def upsampling_conv(x: Tensor, weight: Tensor, taps: tuple[float, ...]) -> Tenso
     return F.conv2d(x, fir_kernel(taps[::-1], x.shape[1], x), padding=padding, groups=x.shape[1])
 
 
+def random_weight(*shape: int, fan_in: int) -> nn.Parameter:
+    """A new weight of variance 1/fan_in. subtle: on the meta device, where nothing is drawn, even ``randn`` would make
+    torch import sympy, which takes longer than loading most networks."""
+    weight = torch.empty(shape)
+    return nn.Parameter(weight if weight.is_meta else weight.normal_().div_(math.sqrt(fan_in)))
+
+
 class Affine(nn.Module):
     """The learned map w → style of one layer; biases start at 1 so that a new network does not scale at all."""
 
     def __init__(self, w_dim: int, out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out, w_dim) / math.sqrt(w_dim))
+        self.weight = random_weight(out, w_dim, fan_in=w_dim)
         self.bias = nn.Parameter(torch.ones(out))
 
     def forward(self, w: Tensor) -> Tensor:
@@ -194,11 +205,12 @@ class StyledConv(nn.Module):
         self.clamp = config.conv_clamp
         self.taps = config.resample_filter
         self.use_noise = config.use_noise
-        self.weight = nn.Parameter(torch.randn(c_out, c_in, 3, 3) / math.sqrt(c_in * 9))
+        self.weight = random_weight(c_out, c_in, 3, 3, fan_in=c_in * 9)
         self.bias = nn.Parameter(torch.zeros(c_out))
         self.affine = Affine(config.w_dim, c_in)
         if config.use_noise:
-            self.register_buffer("noise_const", torch.randn(self.resolution, self.resolution))
+            noise = random_weight(self.resolution, self.resolution, fan_in=1).detach()
+            self.register_buffer("noise_const", noise)
             self.noise_strength = nn.Parameter(torch.zeros([]))
         # Σ W² over the kernel [C', C]: constant once the weights are frozen (see Generator.freeze).
         self.register_buffer("weight_energy", None, persistent=False)
@@ -225,7 +237,7 @@ class ToRGB(nn.Module):
     def __init__(self, config: GeneratorConfig, c_in: int) -> None:
         super().__init__()
         self.clamp = config.conv_clamp
-        self.weight = nn.Parameter(torch.randn(config.image_channels, c_in, 1, 1) / math.sqrt(c_in))
+        self.weight = random_weight(config.image_channels, c_in, 1, 1, fan_in=c_in)
         self.bias = nn.Parameter(torch.zeros(config.image_channels))
         self.affine = Affine(config.w_dim, c_in)
 
@@ -240,7 +252,7 @@ class ResidualSkip(nn.Module):
     def __init__(self, config: GeneratorConfig, c_in: int, c_out: int) -> None:
         super().__init__()
         self.taps = config.resample_filter
-        self.weight = nn.Parameter(torch.randn(c_out, c_in, 1, 1) / math.sqrt(c_in))
+        self.weight = random_weight(c_out, c_in, 1, 1, fan_in=c_in)
 
     def forward(self, x: Tensor) -> Tensor:
         return upsample(F.conv2d(x, self.weight), self.taps)
@@ -276,7 +288,7 @@ class SynthesisBlock(nn.Module):
 class MappingLayer(nn.Module):
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(c_out, c_in) / math.sqrt(c_in))
+        self.weight = random_weight(c_out, c_in, fan_in=c_in)
         self.bias = nn.Parameter(torch.zeros(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -347,7 +359,7 @@ class Synthesis(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.const = nn.Parameter(torch.randn(config.channels[0], 4, 4))
+        self.const = random_weight(config.channels[0], 4, 4, fan_in=1)
         blocks = nn.ModuleList(SynthesisBlock(config, b) for b in range(config.num_blocks))
         self.blocks = cast("Sequence[SynthesisBlock]", blocks)
 

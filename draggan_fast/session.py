@@ -6,9 +6,10 @@ A step is: features of the current latent → track the handles → stop test �
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,10 @@ class StepResult:
     done: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class SessionState:
-    """Everything that changes while dragging. Tensors in it are replaced, never written to, so that a shallow copy
-    is a snapshot."""
+    """Everything that changes while dragging. A step makes a new state and never writes to the tensors of an old
+    one, so that keeping a state is a snapshot."""
 
     parameter: Tensor  # the optimised latent: [1, layers, w_dim] in w_plus, [1, 1, w_dim] in w
     adam_mean: Tensor
@@ -61,6 +62,8 @@ class SessionState:
 
 def as_points(points: Points, name: str, image_size: tuple[int, int]) -> Tensor:
     """(x, y) pairs → [1, N, 2] float32, snapped to the nearest pixel; raises DragError unless all lie inside."""
+    if isinstance(points, Tensor):
+        points = points.detach().cpu().double().numpy()
     try:
         array = np.asarray(points, dtype=np.float64)
     except (TypeError, ValueError):
@@ -192,7 +195,10 @@ class DragSession:
         if movable_mask is None:
             self._set_mask(None)
             return
-        mask = torch.as_tensor(np.asarray(movable_mask)).float()
+        try:
+            mask = torch.as_tensor(movable_mask).detach().cpu().float()
+        except (TypeError, ValueError, RuntimeError):
+            raise DragError("The mask must be an array of numbers of the shape [H, W].") from None
         if tuple(mask.shape) != self.image_size:
             raise DragError(
                 f"The mask is {list(mask.shape)}, the picture {list(self.image_size)} (height, width): they must agree."
@@ -212,10 +218,10 @@ class DragSession:
         state = self._require_points()
         if state.done:
             return state.trajectory[-1]
-        before = replace(state)
-        result, changes = self._compute_step()
+        with gradients():
+            result, changes = self._compute_step()
         if not state.drag_open:
-            self._undo.append(before)
+            self._undo.append(state)
             self._redo.clear()
         self._change(
             **changes,
@@ -250,7 +256,7 @@ class DragSession:
 
     def reset(self) -> None:
         """Back to the start latent, without points (they belonged to the edited picture); the mask stays. Undoable."""
-        self._undo.append(replace(self._state))
+        self._undo.append(self._state)
         self._redo.clear()
         mask = self._state.movable_mask
         self._adopt(self._fresh_state())
@@ -347,7 +353,7 @@ class DragSession:
     def _current_activations(self) -> Activations:
         """Features of the current latent, computed once for the step and for ``render``."""
         if self._activations is None:
-            with torch.enable_grad():
+            with gradients():
                 ws = self._w_plus(self._state.parameter)
                 self._activations = self.model.generator.features(ws, self.config.feature_block, self.noise)
         return self._activations
@@ -406,7 +412,7 @@ class DragSession:
     def _swap(self, source: list[SessionState], other: list[SessionState]) -> bool:
         if not source:
             return False
-        other.append(replace(self._state))
+        other.append(self._state)
         self._adopt(source.pop())
         return True
 
@@ -467,6 +473,13 @@ class DragSession:
         if self.config.space == "w" and not torch.equal(latent, latent[:1].expand_as(latent)):
             raise DragError("The rows of w differ, so it cannot be dragged in space 'w'; use space 'w_plus'.")
         return latent.expand(network.num_ws, -1).clone().unsqueeze(0)
+
+
+@contextlib.contextmanager
+def gradients() -> Iterator[None]:
+    """Gradients are recorded, whatever mode the caller is in (no_grad, inference_mode)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def class_label(label: int | None, c_dim: int, device: torch.device) -> Tensor | None:

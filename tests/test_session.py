@@ -62,6 +62,24 @@ def test_rendering_between_steps_changes_nothing(small):
     assert fingerprint(quiet) == fingerprint(shown)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_gradient_mode_does_not_matter(small, mode):
+    plain, guarded = new_session(small), new_session(small)
+    plain.step()
+    with mode():
+        guarded.render()
+        guarded.step()
+    assert fingerprint(plain) == fingerprint(guarded)
+
+
+def test_points_and_masks_may_be_tensors(small):
+    session = new_session(small)
+    session.set_points(torch.tensor(HANDLES), torch.tensor(TARGETS, dtype=torch.bfloat16))
+    session.set_mask(torch.tril(torch.ones(64, 64, dtype=torch.bool)))
+    assert session.handle_points.tolist() == [list(p) for p in HANDLES]
+    assert session.movable_mask.sum() == 64 * 65 // 2
+
+
 def test_step_changes_only_the_first_rows(small):
     session = new_session(small, layers=4)
     session.step()
@@ -308,6 +326,7 @@ def test_saving_to_an_impossible_place(small, tmp_path):
         (lambda s: s.set_mask(np.ones((64, 63))), "they must agree"),
         (lambda s: s.set_mask(np.zeros((64, 64))), "zero everywhere"),
         (lambda s: s.set_mask(np.full((64, 64), np.nan)), "NaN"),
+        (lambda s: s.set_mask("white"), "array"),
         (lambda s: s.run(max_steps=0), "max_steps"),
     ],
 )

@@ -130,7 +130,9 @@ class Trainer:
     def _load(self) -> None:
         state = torch.load(self.run / "state.pt", map_location=self.device, weights_only=True)
         if state["size"] != self.size:
-            raise SystemExit(f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}.")
+            raise SystemExit(
+                f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}."
+            )
         for name in ("generator", "ema", "discriminator", "heads"):
             getattr(self, name).load_state_dict(state[name])
         self.record, self.stage, self.order = state["record"], state["stage"], state["order"].cpu()
@@ -209,7 +211,9 @@ class Trainer:
             matrices = []
         parts = nn.ModuleList([self.generator, self.heads])
         rest = adam(adam_groups(parts, {id(p) for p in matrices}), adam_lr, betas)
-        return [Muon(matrices, muon_lr, momentum=0.9 if betas[0] > 0.6 else 0.8), rest] if matrices else [rest]
+        return (
+            [Muon(matrices, muon_lr, momentum=0.9 if betas[0] > 0.6 else 0.8), rest] if matrices else [rest]
+        )
 
     def _scenes(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless batches of latents and their scene descriptions; these need no picture, so they are cheap."""
@@ -241,7 +245,9 @@ class Trainer:
             if done["pictures"] // batch % 500 == 0:
                 self.log(stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5))
         self.ema.load_state_dict(self.generator.state_dict())
-        self.log(stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5), minutes=done["minutes"])
+        self.log(
+            stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5), minutes=done["minutes"]
+        )
         self.save()
 
     def train_pictures(self, stage: str, minutes: float) -> None:
@@ -258,7 +264,9 @@ class Trainer:
             optimisers = self._generator_optimisers(scale * self.args.muon_lr, scale * ADAM_LR, (0.9, 0.99))
         own = len(optimisers) - finish  # the rest is the discriminator's
         done = self._start(stage, optimisers)
-        adversary = Adversary(self.discriminator, optimisers[-1], self.draw, self.low_precision) if finish else None
+        adversary = None
+        if finish:
+            adversary = Adversary(self.discriminator, optimisers[-1], self.draw, self.low_precision)
         scenes = self._scenes(128)
         steps, window, since = 0, [0.0, 0], time.time()
         sums: dict[str, float] = {}
@@ -358,7 +366,10 @@ class Trainer:
         z = torch.randn(16384, toy_animals.LATENT_DIM, generator=draw).to(self.device)
         self.ema.mapping.w_avg.copy_(self.ema.mapping.w(z).mean(dim=0))
         quality = self.evaluate(self.size, HELD_OUT)
-        stages = {k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)} for k, v in self.record.items()}
+        stages = {
+            k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)}
+            for k, v in self.record.items()
+        }
         metadata = {
             "name": "toy-animals",
             "licence": "Apache-2.0",
@@ -372,11 +383,19 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, help="run directory: state.pt, log.jsonl, contact sheets, pool")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", required=True, help="run directory: state.pt, log.jsonl, contact sheets, pool"
+    )
     parser.add_argument("--stage", default="all", choices=("all", "none", "render", *STAGES))
-    parser.add_argument("--minutes", type=float, default=120.0, help="of the stage, or of all stages together")
-    parser.add_argument("--pictures", type=int, default=0, help="length of the stage in pictures, not minutes")
+    parser.add_argument(
+        "--minutes", type=float, default=120.0, help="of the stage, or of all stages together"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=0, help="length of the stage in pictures, not minutes"
+    )
     parser.add_argument("--size", type=int, default=128, choices=(64, 128, 256))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
@@ -389,7 +408,9 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=MUON_LR)
     parser.add_argument("--aux", type=float, default=0.1, help="weight of part maps and scene in the loss")
     parser.add_argument("--save-minutes", type=float, default=3.0)
-    parser.add_argument("--no-compile", action="store_true", help="run eagerly (a compile takes a minute or two)")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="run eagerly (a compile takes a minute or two)"
+    )
     parser.add_argument("--resume-from", help="start from these weights if the run directory is new")
     parser.add_argument("--evaluate", action="store_true", help="print PSNR, L1 and gradient energy as JSON")
     parser.add_argument("--export", type=Path, help="write float16 safetensors when the stages are done")
@@ -402,7 +423,9 @@ def main() -> None:
     for stage in stages:
         minutes = args.minutes * (SHARES.get(stage, 0.0) if args.stage == "all" else 1.0)
         if stage == "render":
-            trainer.pool.render(trainer.device, 16 if trainer.device.type == "cpu" else 64, not args.no_compile)
+            trainer.pool.render(
+                trainer.device, 16 if trainer.device.type == "cpu" else 64, not args.no_compile
+            )
         elif stage == "mapping":
             trainer.train_mapping(minutes)
         elif stage != "none":

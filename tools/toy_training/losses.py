@@ -62,13 +62,19 @@ class Adversary:
     MEASURE_EVERY, R1_EVERY, R1_WEIGHT = 40, 16, 0.05
 
     def __init__(
-        self, network: Discriminator, optimiser: torch.optim.Optimizer, draw: torch.Generator, low_precision: bool
+        self,
+        network: Discriminator,
+        optimiser: torch.optim.Optimizer,
+        draw: torch.Generator,
+        low_precision: bool,
     ) -> None:
         self.network, self.optimiser, self.draw, self.low_precision = network, optimiser, draw, low_precision
         self.steps = 0
         self.weights = (0.0, 0.0)
 
-    def step(self, leaf: Tensor, data: dict[str, Tensor], supervised: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(
+        self, leaf: Tensor, data: dict[str, Tensor], supervised: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the discriminator, and what the two terms add to the gradient at the picture ``leaf``.
 
         data: the batch's "target" and "importance".  supervised: the gradient of the other losses at ``leaf``.
