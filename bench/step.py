@@ -38,7 +38,9 @@ def random_model(resolution: int) -> dg.Model:
         resolution=resolution, z_dim=512, w_dim=512, channels=CONFIG_F[:blocks], mapping_widths=(512,) * 8
     )
     generator = dg.Generator(config).eval().freeze()
-    return dg.Model(f"random-{resolution}", generator, "", "random", {}, torch.device("cpu"), "fp32")
+    return dg.Model(
+        f"random-{resolution}", f"random-{resolution}", generator, "", "random", {}, torch.device("cpu"), "fp32"
+    )
 
 
 def percentiles(milliseconds: list[float]) -> dict[str, float]:

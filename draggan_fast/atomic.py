@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     final = Path(os.path.realpath(path))
     temp = final.with_name(f".{final.stem[:64]}.{secrets.token_hex(6)}.tmp{final.suffix}")
     if final.is_dir():
-        raise IsADirectoryError(21, "it is a folder", str(final))
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(final))
+    if final.exists() and not final.is_file():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(final))
     # Not tempfile.mkstemp: its 0600 would deny the finished file to everyone whom the umask allows.
     os.close(os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:

@@ -1,22 +1,25 @@
 """The command line: ``draggan-fast COMMAND``, also ``python -m draggan_fast``.
 
 Every error a user can cause is one line on stderr and exit code 2. ``drag`` exits with 0 when the targets were
-reached, 3 when the steps ran out, 130 after Ctrl-C (what was done by then is written).
+reached, 3 when the steps ran out, 130 after Ctrl-C (what was done by then is written); ``replay`` with 1 when the
+record is not reproduced, ``doctor`` with 1 when something is broken.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from .errors import DragError
+from .models import DEFAULT_MODEL
 from .version import __version__
 
 EXIT_ERROR = 2
 MODEL_HELP = "a model's name (see 'draggan-fast models') or a checkpoint file"
-DEFAULT_MODEL = "toy-animals"
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +38,17 @@ def point(text: str) -> tuple[float, float]:
     return x, y
 
 
+def join_negative_points(argv: list[str]) -> list[str]:
+    """``--handle -5,3`` → ``--handle=-5,3``: argparse would take the point for an option."""
+    joined: list[str] = []
+    for text in argv:
+        if joined and joined[-1] in ("--handle", "--target") and re.match(r"-[\d.]", text):
+            joined[-1] += "=" + text
+        else:
+            joined.append(text)
+    return joined
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="NAME|PATH", help=f"{MODEL_HELP}; default {DEFAULT_MODEL}"
@@ -47,7 +61,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_start(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--psi", type=float, default=0.7, help="truncation psi, 1 = none (default 0.7)")
+    parser.add_argument("--psi", type=float, help="truncation psi, 1 = none (default 0.7)")
     parser.add_argument("--label", type=int, metavar="CLASS", help="class index, for models with classes")
 
 
@@ -158,7 +172,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = join_negative_points(list(sys.argv[1:] if argv is None else argv))
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character gets "?", not a crash
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     debug = "--debug" in argv
     try:
         return run(build_parser().parse_args([a for a in argv if a != "--debug"]))

@@ -15,19 +15,16 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint, media, models, ops, session_file
-from .drag_command import drag
+from .command_common import check_output, provenance, set_threads
+from .drag_command import DEFAULT_PSI, drag
 from .errors import DragError
-from .loading import Model, load
+from .loading import load
 from .session import DragSession
 from .version import __version__
 
 __all__ = ["COMMANDS", "drag"]
 
 MAX_SHEET = 1024
-
-
-def provenance(model: Model) -> media.Provenance:
-    return media.Provenance(model=model.name, model_hash=model.content_hash)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -49,32 +46,24 @@ def parse_seeds(text: str) -> list[int]:
 def generate(arguments: argparse.Namespace) -> int:
     if arguments.columns is not None and arguments.columns < 1:
         raise DragError(f"--columns must be at least 1, not {arguments.columns}.")
+    out = check_output(arguments.out, (".png", ".webp"))
     set_threads(arguments.threads)
     seeds = parse_seeds(arguments.seeds)
     model = load(arguments.model, arguments.device, arguments.precision)
-    frames = [
-        DragSession(model, seed=seed, truncation_psi=arguments.psi, label=arguments.label).render() for seed in seeds
-    ]
+    psi = DEFAULT_PSI if arguments.psi is None else arguments.psi
+    frames = [DragSession(model, seed=s, truncation_psi=psi, label=arguments.label).render() for s in seeds]
     columns = arguments.columns or min(8, int(np.ceil(np.sqrt(len(frames)))))
     sheet = media.contact_sheet(frames, columns)
-    media.save_image(arguments.out, sheet, info=provenance(model), watermark=arguments.watermark)
-    print(f"{len(frames)} pictures of {model.name} → {arguments.out}")
+    media.save_image(out, sheet, info=provenance(model), watermark=arguments.watermark)
+    print(f"{len(frames)} pictures of {model.name} → {out}")
     return 0
 
 
-def set_threads(threads: int | None) -> None:
-    if threads is not None:
-        if threads < 1:
-            raise DragError(f"--threads must be at least 1, not {threads}.")
-        torch.set_num_threads(threads)
-
-
 def convert(arguments: argparse.Namespace) -> int:
-    destination = Path(arguments.destination)
-    if destination.suffix != ".safetensors":
-        raise DragError(f"The converted file must end in .safetensors, not {destination.name!r}.")
+    destination = check_output(arguments.destination, (".safetensors",))
     loaded = checkpoint.load_checkpoint(arguments.source)
     checkpoint.save_checkpoint(destination, loaded, dtype=torch.float16 if arguments.half else torch.float32)
+    written = checkpoint.load_checkpoint(destination)
     config = loaded.config
     count = sum(t.numel() for t in loaded.tensors.values())
     print(
@@ -82,23 +71,27 @@ def convert(arguments: argparse.Namespace) -> int:
         f"{config.architecture}, channels {'-'.join(map(str, config.channels))}, z {config.z_dim}, w {config.w_dim}, "
         f"classes {config.c_dim}, {count / 1e6:.1f} M values\n"
         f"→ {destination} ({destination.stat().st_size / 1e6:.1f} MB), "
-        f"content {checkpoint.content_hash(loaded.tensors, config)[:12]}"
+        f"content {checkpoint.content_hash(written.tensors, config)[:12]}"
     )
     return 0
 
 
 def replay(arguments: argparse.Namespace) -> int:
+    out = check_output(arguments.out, (".png", ".webp")) if arguments.out else None
     model = None
     if arguments.model is not None or arguments.device != "auto":
-        named = arguments.model or session_file.read_file(Path(arguments.session))[0]["model"]["name"]
+        named = arguments.model or session_file.read_file(Path(arguments.session))[0].get("model", {}).get("source", "")
         model = load(named, arguments.device)
     found = session_file.replay_session(arguments.session, model)
-    if arguments.out:
-        media.save_image(arguments.out, found.session.render(), info=provenance(found.session.model))
-    steps = len(found.session.trajectory)
-    verdict = "the same handles at every step" if found.same_handles else "DIFFERENT handles"
-    print(f"{steps} steps replayed: {verdict}, latent within {found.max_w_difference:.2g}")
-    return 0 if found.same_handles else 1
+    if out:
+        media.save_image(out, found.session.render(), info=provenance(found.session.model))
+    start = "the start belongs to the seed" if found.same_start else "the start does NOT belong to the seed"
+    handles = "the same handles at every step" if found.same_handles else "DIFFERENT handles"
+    print(
+        f"{'reproduced' if found.reproduced else 'NOT reproduced'}: {len(found.session.trajectory)} steps, {start}, "
+        f"{handles}, latent within {found.max_w_difference:.2g}, losses within {found.max_loss_difference:.2g}"
+    )
+    return 0 if found.reproduced else 1
 
 
 def list_models(arguments: argparse.Namespace) -> int:
@@ -111,13 +104,18 @@ def list_models(arguments: argparse.Namespace) -> int:
         raise DragError(
             f"'models list' takes no name; to download a model write: draggan-fast models pull {arguments.name}."
         )
-    print(f"{'name':<16} {'pixels':<10} {'here':<9} {'size':>8}  what it draws")
+    print(f"{'name':<16} {'pixels':<10} {'here':<8} {'size':>8}  what it draws")
+    licences: dict[str, list[str]] = {}
     for info in models.list_models():
         path = info.path()
-        state = {"embedded": "embedded", "manual": "by hand"}.get(info.kind, "pull it") if not path else "yes"
-        size = info.size if path is None else path.stat().st_size
+        state = "yes" if path else {"embedded": "MISSING", "manual": "by hand"}.get(info.kind, "pull it")
+        size = path.stat().st_size if path else info.size
         shown = f"{size / 1e6:.0f} MB" if size else "?"
-        print(f"{info.name:<16} {f'{info.px[1]}×{info.px[0]}':<10} {state:<9} {shown:>8}  {info.note}")
+        print(f"{info.name:<16} {f'{info.px[1]}×{info.px[0]}':<10} {state:<8} {shown:>8}  {info.note}")
+        licences.setdefault(info.licence, []).append(info.name)
+    print("\nLicences")
+    for licence, names in licences.items():
+        print(f"  {', '.join(names) if len(names) < 6 else f'{names[0]} … {names[-1]} ({len(names)})'}: {licence}")
     return 0
 
 
@@ -185,9 +183,10 @@ def diagnosis() -> dict[str, Any]:
 
 def doctor(arguments: argparse.Namespace) -> int:
     found = diagnosis()
+    healthy = not str(found["embedded model"]).startswith("missing")
     if arguments.json:
         print(json.dumps(found, indent=1))
-        return 0
+        return 0 if healthy else 1
     for key, value in found.items():
         if isinstance(value, dict):
             print(f"{key}:")
@@ -195,7 +194,7 @@ def doctor(arguments: argparse.Namespace) -> int:
                 print(f"  {name:<20} {entry if entry is not None else 'not installed'}")
         else:
             print(f"{key:<22} {', '.join(value) if isinstance(value, list) else value}")
-    return 0
+    return 0 if healthy else 1
 
 
 COMMANDS = {

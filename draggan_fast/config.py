@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import DragError
 
 SPACES = ("w_plus", "w")
 STOP_RULES = ("published", "paper")
+MAX_R1, MAX_R2 = 64, 128  # pixels at 512: far beyond any use, and what keeps a window's memory bounded
 
 
 @dataclass(frozen=True)
@@ -38,30 +39,31 @@ class DragConfig:
     max_steps: int = 300
 
     def __post_init__(self) -> None:
-        def number(name: str, least: float, *, strict: bool = False, whole: bool = False) -> None:
+        def number(name: str, least: float, most: float, *, strict: bool = False, whole: bool = False) -> None:
             value = getattr(self, name)
-            kinds = (int,) if whole else (int, float)
-            ok = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-            if not ok or value < least or (strict and value == least):
-                kind = "a whole number" if whole else "a number"
-                bound = f"above {least}" if strict else f"of at least {least}"
-                raise DragError(f"{name} must be {kind} {bound}, not {value!r}.")
+            kind = Integral if whole else Real
+            ok = isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most  # type: ignore[operator]
+            if not ok or (strict and value == least):
+                what = "a whole number" if whole else "a number"
+                bounds = f"above {least} and at most {most:g}" if strict else f"from {least} to {most:g}"
+                raise DragError(f"{name} must be {what} {bounds}, not {value!r}.")
+            object.__setattr__(self, name, int(value) if isinstance(value, Integral) else float(value))
 
-        number("lr", 0, strict=True)
-        number("r1", 0, strict=True)
-        number("r2", 0, strict=True)
-        number("lambda_mask", 0)
-        number("reg", 0)
-        number("feature_block", 0, whole=True)
-        number("layers", 1, whole=True)
-        number("max_steps", 1, whole=True)
+        number("lr", 0, 1e6, strict=True)
+        number("r1", 0, MAX_R1, strict=True)
+        number("r2", 0, MAX_R2, strict=True)
+        number("lambda_mask", 0, 1e9)
+        number("reg", 0, 1e9)
+        number("feature_block", 0, 8, whole=True)
+        number("layers", 1, 18, whole=True)
+        number("max_steps", 1, 1_000_000, whole=True)
         if self.space not in SPACES:
             raise DragError(f"space must be one of {', '.join(SPACES)}, not {self.space!r}.")
         if isinstance(self.stop_distance, str):
             if self.stop_distance not in STOP_RULES:
                 raise DragError(f"stop_distance must be a number or one of {', '.join(STOP_RULES)}.")
         else:
-            number("stop_distance", 1)
+            number("stop_distance", 1, 4096)
 
     @classmethod
     def published(cls, **changes: Any) -> DragConfig:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import platform
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,19 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from . import media
 from .atomic import write_bytes
+from .command_common import check_folder, provenance, set_threads
 from .config import DragConfig
 from .errors import DragError
+from .latent_file import read_latent
 from .loading import Model, load
-from .session import DragSession, StepResult
+from .session import DragSession
 from .version import __version__
 
 EXIT_REACHED, EXIT_STEPS_RAN_OUT, EXIT_INTERRUPTED = 0, 3, 130
+DEFAULT_PSI = 0.7
 MAX_FRAMES = 120  # of the animation: a long drag shows every second, fourth, … step
 SHOWN_SIZE = 512  # animation and comparison are enlarged to about this height: marks need room
 
@@ -40,38 +40,31 @@ class Recording:
     shots: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)  # step, handle_points, frame
     stride: int = 1
 
+    def wants(self, step: int) -> bool:
+        return step % self.stride == 0
+
     def add(self, step: int, handle_points: np.ndarray, frame: np.ndarray) -> None:
         self.shots.append((step, handle_points, frame))
         if len(self.shots) > MAX_FRAMES:
             self.stride *= 2
             self.shots = [shot for shot in self.shots if self.wants(shot[0])]
 
-    def wants(self, step: int) -> bool:
-        return step % self.stride == 0
-
     def finish(self, step: int, handle_points: np.ndarray, frame: np.ndarray) -> None:
         """The last shot, which is kept whatever the stride."""
-        if self.shots[-1][0] != step:
+        if not self.shots or self.shots[-1][0] != step:
             self.shots.append((step, handle_points, frame))
 
 
-def read_latent(path: str) -> np.ndarray:
-    """w or w_plus from a session, .safetensors, .npy or .npz file; raises DragError if there is none in it."""
-    file = Path(path)
-    try:
-        if file.suffix == ".safetensors":
-            arrays = dict(load_file(file))
-        elif file.suffix in (".npy", ".npz"):
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {"w": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-        else:
-            raise DragError(f"The latent {path!r} must be a .safetensors, .npy or .npz file.")
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
-        raise DragError(f"The latent {path!r} cannot be read ({error}).") from None
-    for name in ("w_plus", "w"):
-        if name in arrays:
-            return np.asarray(arrays[name], np.float32)
-    raise DragError(f"{path!r} holds no latent named w_plus or w, only {', '.join(sorted(arrays)) or 'nothing'}.")
+@dataclass
+class Outcome:
+    """What a drag has left behind, whether it ended well, was interrupted or failed."""
+
+    start_handles: np.ndarray
+    before: np.ndarray
+    recording: Recording = field(default_factory=Recording)
+    milliseconds: list[float] = field(default_factory=list)
+    interrupted: bool = False
+    failure: DragError | None = None
 
 
 def chosen_config(arguments: argparse.Namespace, model: Model) -> DragConfig:
@@ -92,19 +85,6 @@ def chosen_config(arguments: argparse.Namespace, model: Model) -> DragConfig:
     fitting = {"feature_block": min(5, model.config.num_blocks - 1), "layers": min(6, model.config.num_ws)}
     preset = DragConfig.paper if arguments.preset == "paper" else DragConfig.published
     return preset(**{**fitting, **changes})
-
-
-def prepare_folder(path: str) -> Path:
-    """Makes the folder and proves that it can be written, before any work is done."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".draggan-fast-probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise DragError(f"Cannot write to the folder {path!r}: {error.strerror or error}.") from None
-    return folder
 
 
 @contextlib.contextmanager
@@ -128,130 +108,144 @@ def interruptible() -> Iterator[list[bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def check_points(arguments: argparse.Namespace) -> None:
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Whatever can be refused before a model is loaded."""
     handles, targets = arguments.handle, arguments.target
     if not handles:
         raise DragError("Give at least one --handle X,Y with its --target X,Y.")
     if len(handles) != len(targets):
         raise DragError(f"{len(handles)} --handle but {len(targets)} --target: give one target per handle.")
-    if all(h == t for h, t in zip(handles, targets, strict=True)):
-        raise DragError("Every handle is at its target already: there is nothing to drag.")
+    if arguments.latent and (arguments.psi is not None or arguments.label is not None):
+        raise DragError("--psi and --label belong to a seed; a --latent is taken as it is.")
+    if arguments.animation != "none":
+        media.check_animation(f"drag.{arguments.animation}", fps=arguments.fps)
 
 
-def drag(arguments: argparse.Namespace) -> int:
-    check_points(arguments)
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise DragError(f"--threads must be at least 1, not {arguments.threads}.")
-        torch.set_num_threads(arguments.threads)
+def start_session(arguments: argparse.Namespace) -> DragSession:
     latent = read_latent(arguments.latent) if arguments.latent else None
     model = load(arguments.model, arguments.device, arguments.precision)
-    session = DragSession(
-        model,
-        seed=None if latent is not None else (arguments.seed or 0),
-        w=latent,
-        truncation_psi=arguments.psi,
-        label=arguments.label,
-        config=chosen_config(arguments, model),
-    )
+    config = chosen_config(arguments, model)
+    if latent is not None:
+        session = DragSession(model, w=latent, truncation_psi=1.0, config=config)
+    else:
+        psi = DEFAULT_PSI if arguments.psi is None else arguments.psi
+        seed = 0 if arguments.seed is None else arguments.seed
+        session = DragSession(model, seed=seed, truncation_psi=psi, label=arguments.label, config=config)
     if arguments.movable:
         session.set_mask(media.load_mask(arguments.movable, session.image_size))
     session.set_points(arguments.handle, arguments.target)
-    start_handles = session.handle_points
-    folder = prepare_folder(arguments.out)
+    if np.array_equal(session.handle_points, session.target_points):
+        raise DragError("Every handle is at its target already: there is nothing to drag.")
+    return session
 
-    before = session.render()
-    recording = Recording()
-    recording.add(0, start_handles, before)
-    milliseconds: list[float] = []
-    with interruptible() as pressed, tqdm(total=session.config.max_steps, unit="step", disable=None) as bar:
-        clock = time.perf_counter()
 
-        def follow(result: StepResult) -> bool:
-            nonlocal clock
-            milliseconds.append((time.perf_counter() - clock) * 1e3)
-            bar.set_postfix_str(f"distance {result.distances.max():.1f} px, {milliseconds[-1]:.0f} ms/step")
+def run_drag(session: DragSession, animate: bool) -> Outcome:
+    """Steps until the targets are reached, the steps run out, Ctrl-C or a failing step."""
+    outcome = Outcome(session.handle_points, session.render())
+    limit = session.config.max_steps
+    with interruptible() as pressed, tqdm(total=limit, unit="step", disable=None) as bar:
+        for index in range(limit):
+            start = time.perf_counter()
+            # The picture goes first: it shares the step's features, and the step's handles are those in it.
+            frame = session.render() if animate and outcome.recording.wants(index) else None
+            try:
+                result = session.step()
+            except DragError as error:
+                outcome.failure = error
+                break
+            outcome.milliseconds.append((time.perf_counter() - start) * 1e3)
+            if frame is not None:
+                outcome.recording.add(index, result.handle_points, frame)
+            bar.set_postfix_str(f"distance {result.distances.max():.1f} px, {outcome.milliseconds[-1]:.0f} ms/step")
             bar.update()
-            if arguments.animation != "none" and recording.wants(result.index + 1):
-                recording.add(result.index + 1, result.handle_points, session.render())
-            clock = time.perf_counter()
-            return not pressed
+            if result.done or pressed:
+                break
+        outcome.interrupted = bool(pressed) and not session.done
+    return outcome
 
-        result = session.run(callback=follow)
-    after = session.render()
-    write_results(arguments, folder, session, recording, milliseconds, before, after, start_handles)
 
-    worst = float(result.distances.max())
-    median = float(np.median(milliseconds))
-    outcome = "reached" if result.done else ("interrupted" if pressed else "not reached")
-    print(f"{outcome} after {len(milliseconds)} steps, {worst:.1f} px from the target, {median:.0f} ms/step → {folder}")
-    if result.done:
+def drag(arguments: argparse.Namespace) -> int:
+    check_arguments(arguments)
+    set_threads(arguments.threads)
+    session = start_session(arguments)
+    folder = check_folder(arguments.out)
+    outcome = run_drag(session, arguments.animation != "none")
+    write_results(arguments, folder, session, outcome)
+    if outcome.failure is not None:
+        raise DragError(f"{outcome.failure} What was done before is in {folder}.")
+
+    worst = float(np.linalg.norm(session.target_points - session.locate(), axis=1).max())
+    steps, median = len(outcome.milliseconds), float(np.median(outcome.milliseconds))
+    if session.done and session.trajectory[0].done:
+        print(f"reached: every handle was within the stop distance already, nothing was moved → {folder}")
+    else:
+        ending = "reached" if session.done else ("interrupted" if outcome.interrupted else "not reached")
+        print(f"{ending} after {steps} steps, {worst:.1f} px from the target, {median:.0f} ms/step → {folder}")
+    if session.done:
         return EXIT_REACHED
-    return EXIT_INTERRUPTED if pressed else EXIT_STEPS_RAN_OUT
+    return EXIT_INTERRUPTED if outcome.interrupted else EXIT_STEPS_RAN_OUT
 
 
-def write_results(
-    arguments: argparse.Namespace,
-    folder: Path,
-    session: DragSession,
-    recording: Recording,
-    milliseconds: list[float],
-    before: np.ndarray,
-    after: np.ndarray,
-    start_handles: np.ndarray,
-) -> None:
-    model = session.model
-    info = media.Provenance(model=model.name, model_hash=model.content_hash)
-    marks = arguments.overlay
-    scale = max(1, round(SHOWN_SIZE / session.image_size[0]))
-    targets, mask = session.target_points, session.movable_mask
-
-    def shown(frame: np.ndarray, handles: np.ndarray, trail: np.ndarray | None = None) -> np.ndarray:
-        if not marks:
-            return media.upscale(frame, scale)
-        return media.draw_overlay(frame, handles, targets, mask, scale=scale, trail=trail)
-
-    media.save_image(folder / "before.png", before, info=info, watermark=arguments.watermark)
-    media.save_image(folder / "after.png", after, info=info, watermark=arguments.watermark)
-    comparison = media.side_by_side(
-        [shown(before, start_handles), shown(after, session.handle_points)], labels=("before", "after")
-    )
-    media.save_image(folder / "comparison.png", comparison, info=info, watermark=arguments.watermark)
-    if arguments.animation != "none":
-        recording.finish(len(session.trajectory), session.handle_points, after)
-        path = np.stack([handles for _, handles, _ in recording.shots])
-        frames = (shown(frame, handles, path[:i]) for i, (_, handles, frame) in enumerate(recording.shots))
-        media.save_animation(
-            folder / f"drag.{arguments.animation}", frames, fps=arguments.fps, info=info, watermark=arguments.watermark
-        )
+def write_results(arguments: argparse.Namespace, folder: Path, session: DragSession, outcome: Outcome) -> None:
+    """Session and report first: pictures can be made again from them."""
     session.save(folder / "session.safetensors")
-    report = make_report(session, milliseconds, start_handles, arguments)
+    report = make_report(arguments, session, outcome)
     try:
         write_bytes(folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
     except OSError as error:
         raise DragError(f"Cannot write {str(folder / 'report.json')!r}: {error.strerror or error}.") from None
 
+    info, watermark = provenance(session.model), arguments.watermark
+    after, handles = session.render(), session.locate()
+    targets, mask = session.target_points, session.movable_mask
+    scale = max(1, round(SHOWN_SIZE / session.image_size[0]))
 
-def make_report(
-    session: DragSession, milliseconds: list[float], start_handles: np.ndarray, arguments: argparse.Namespace
-) -> dict[str, Any]:
+    def shown(frame: np.ndarray, points: np.ndarray, trail: np.ndarray | None = None) -> np.ndarray:
+        if not arguments.overlay:
+            return media.upscale(frame, scale)
+        return media.draw_overlay(frame, points, targets, mask, scale=scale, trail=trail)
+
+    media.save_image(folder / "before.png", outcome.before, info=info, watermark=watermark)
+    media.save_image(folder / "after.png", after, info=info, watermark=watermark)
+    pair = [shown(outcome.before, outcome.start_handles), shown(after, handles)]
+    comparison = media.side_by_side(pair, labels=("before", "after"))
+    media.save_image(folder / "comparison.png", comparison, info=info, watermark=watermark)
+    if arguments.animation == "none":
+        return
+    # A drag that is done ended with a step that changed nothing: its picture is the last one already.
+    last = len(session.trajectory) - (1 if session.done else 0)
+    outcome.recording.finish(last, handles, after)
+    shots = outcome.recording.shots
+    path = np.stack([points for _, points, _ in shots])
+    frames = (shown(frame, points, path[:i]) for i, (_, points, frame) in enumerate(shots))
+    name = f"drag.{arguments.animation}"
+    media.save_animation(folder / name, frames, fps=arguments.fps, info=info, watermark=watermark)
+
+
+def make_report(arguments: argparse.Namespace, session: DragSession, outcome: Outcome) -> dict[str, Any]:
+    """Everything a script wants to know. ``ms`` is wall time of a step, with its picture if one was rendered."""
+    model = session.model
     return {
         "program": f"draggan_fast {__version__}",
-        "command": sys.argv,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": str(session.model.device),
+        "device": str(model.device),
         "threads": torch.get_num_threads(),
-        "precision": session.model.precision,
-        "model": {"name": session.model.name, "content_hash": session.model.content_hash},
-        "seed": session.seed,
+        "precision": model.precision,
+        "model": {"name": model.name, "source": model.source, "content_hash": model.content_hash},
+        "seed": None if session.seed is None else int(session.seed),
+        "label": session.label,
+        "truncation_psi": None if session.seed is None else session.truncation_psi,
         "latent": arguments.latent,
-        "truncation_psi": session.truncation_psi,
+        "movable": arguments.movable,
         "config": session.config.to_json(),
         "image_size": list(session.image_size),
-        "handle_points": start_handles.tolist(),
+        "handle_points": outcome.start_handles.tolist(),
         "target_points": session.target_points.tolist(),
+        "final_handle_points": session.locate().tolist(),
         "reached": session.done,
+        "interrupted": outcome.interrupted,
+        "failure": None if outcome.failure is None else str(outcome.failure),
         "steps": [
             {
                 "handle_points": r.handle_points.tolist(),
@@ -259,6 +253,6 @@ def make_report(
                 "loss": r.loss,
                 "ms": round(ms, 3),
             }
-            for r, ms in zip(session.trajectory, milliseconds, strict=True)
+            for r, ms in zip(session.trajectory, outcome.milliseconds, strict=True)
         ],
     }

@@ -13,7 +13,6 @@ from .config import DragConfig
 from .errors import DragError
 from .generator import Generator, GeneratorConfig
 
-DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32")
 
 
@@ -21,10 +20,12 @@ PRECISIONS = ("auto", "fp32")
 class Model:
     """A loaded generator and what is known about it. Sessions share it; nothing in it ever changes.
 
-    content_hash identifies the network by its weights and configuration, wherever its file lies.
+    content_hash identifies the network by its weights and configuration, wherever its file lies; ``source`` is the
+    name or path that ``load`` was given.
     """
 
     name: str
+    source: str
     generator: Generator
     content_hash: str
     family: str
@@ -87,11 +88,14 @@ def load(
         raise DragError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
     picked = pick_device(device)
     path = models.resolve(name_or_path)
-    loaded = checkpoint.load_checkpoint(path)
+    with torch.inference_mode(False):  # a model made of inference tensors could never be dragged
+        loaded = checkpoint.load_checkpoint(path)
+        generator = Generator.from_checkpoint(loaded).to(picked)
     name = str(loaded.metadata.get("name") or path.stem)
     return Model(
         name="".join(c for c in name if c.isprintable())[:80],  # it will be shown in a terminal
-        generator=Generator.from_checkpoint(loaded).to(picked),
+        source=os.fspath(name_or_path),
+        generator=generator,
         content_hash=checkpoint.content_hash(loaded.tensors, loaded.config),
         family=loaded.family,
         metadata=loaded.metadata,

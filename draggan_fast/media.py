@@ -43,6 +43,7 @@ __all__ = [
     "DIGITAL_SOURCE_TYPE",
     "Frame",
     "Provenance",
+    "check_animation",
     "contact_sheet",
     "draw_overlay",
     "draw_watermark",
@@ -142,6 +143,23 @@ def save_image(path: str | os.PathLike[str], image: Frame, *, info: Provenance, 
     _save(path, write)
 
 
+def check_animation(path: str | os.PathLike[str], *, fps: float = 12, loop: int = 0, hold_seconds: float = 1.5) -> str:
+    """The suffix of an animation that `save_animation` could write; to be asked before long work.
+
+    Raises: MediaError for another suffix, numbers out of range, or MP4 without PyAV.
+    """
+    suffix = _suffix(path, (".webp", ".gif", ".mp4"), "An animation")
+    if not 0 < fps <= 120:
+        raise MediaError(f"fps is {fps}; give a number above 0 and up to 120.")
+    if not 0 <= hold_seconds <= 600:
+        raise MediaError(f"hold_seconds is {hold_seconds}; give a number from 0 to 600.")
+    if not 0 <= loop <= 65535:
+        raise MediaError(f"loop is {loop}; give 0 to loop for ever, or a number up to 65535.")
+    if suffix == ".mp4":
+        _pyav()
+    return suffix
+
+
 def save_animation(
     path: str | os.PathLike[str],
     frames: Iterable[Frame],
@@ -164,7 +182,7 @@ def save_animation(
         info, watermark: as in `save_image`.
     Raises: MediaError as in `save_image`, and for no frames, frames of several sizes, or MP4 without PyAV.
     """
-    suffix = _suffix(path, (".webp", ".gif", ".mp4"), "An animation")
+    suffix = check_animation(path, fps=fps, loop=loop, hold_seconds=hold_seconds)
     shots = [check_frame(frame, f"frame {i + 1}") for i, frame in enumerate(frames)]
     if not shots:
         raise MediaError("There are no frames to write; give at least one.")
@@ -174,12 +192,6 @@ def save_animation(
                 f"Frame {i + 1} is {shot.shape[1]}×{shot.shape[0]} pixels but frame 1 is "
                 f"{shots[0].shape[1]}×{shots[0].shape[0]}; all frames of an animation must have one size."
             )
-    if not 0 < fps <= 120:
-        raise MediaError(f"fps is {fps}; give a number above 0 and up to 120.")
-    if not 0 <= hold_seconds <= 600:
-        raise MediaError(f"hold_seconds is {hold_seconds}; give a number from 0 to 600.")
-    if not 0 <= loop <= 65535:
-        raise MediaError(f"loop is {loop}; give 0 to loop for ever, or a number up to 65535.")
     if watermark:
         shots = [draw_watermark(shot) for shot in shots]
 
@@ -384,11 +396,15 @@ def _bayer(size: int) -> npt.NDArray[np.float32]:
     return ((matrix + 0.5) / size**2 - 0.5).astype(np.float32)
 
 
-def _write_mp4(temp: Path, shots: list[Frame], fps: float, hold: float, info: Provenance) -> None:
+def _pyav() -> Any:
     try:
-        av = importlib.import_module("av")
+        return importlib.import_module("av")
     except ImportError as error:
         raise MediaError("MP4 needs PyAV; run pip install 'draggan-fast[video]', or write .webp or .gif.") from error
+
+
+def _write_mp4(temp: Path, shots: list[Frame], fps: float, hold: float, info: Provenance) -> None:
+    av = _pyav()
     height, width = shots[0].shape[:2]
     pad = ((0, height % 2), (0, width % 2), (0, 0))  # 4:2:0 colour needs even sides
     codec = "libx264" if "libx264" in av.codecs_available else "h264"

@@ -100,7 +100,12 @@ def resolve(name_or_path: str | os.PathLike[str], cache_dir: str | os.PathLike[s
     A name goes before a file that happens to be called the same; write ./name for the file.
     Raises: ModelError when there is neither, with close names, or when the model is not downloaded yet.
     """
-    text = os.fspath(name_or_path)
+    try:
+        text = os.fsdecode(name_or_path)
+    except TypeError:
+        raise ModelError(f"A model is given by a name or a path, not by {name_or_path!r}.") from None
+    if not text:
+        raise ModelError("The model's name is empty; list model names with draggan-fast models.")
     if info := _registry().get(text):
         path = _ready_path(info, cache_dir)
         if path.is_file():
@@ -108,11 +113,14 @@ def resolve(name_or_path: str | os.PathLike[str], cache_dir: str | os.PathLike[s
         if info.kind == "embedded":
             raise ModelError(f"The embedded model {text} is missing at {path}; reinstall draggan-fast.")
         raise ModelError(f"The model {text} is not on this machine yet; run draggan-fast models pull {text}.")
-    path = Path(text).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise ModelError(f"{text} is a folder; name the checkpoint file in it.")
+    try:
+        path = Path(text).expanduser()
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise ModelError(f"{text} is a folder; name the checkpoint file in it.")
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, an unknown ~user
+        raise ModelError(f"{text[:80]!r} cannot be a file's path ({error.__class__.__name__}).") from None
     if path.name != text or path.suffix.lower() in _SUFFIXES:
         raise ModelError(f"There is no file {text}; check the path, or see draggan-fast models for names.")
     raise _unknown(text)

@@ -11,8 +11,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -28,10 +29,13 @@ Points = Sequence[Sequence[float]] | np.ndarray | Tensor
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch's Adam defaults, which the published program uses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepResult:
     """One step: its index (from 0), handle_points [N, 2] after tracking, distances [N] to the targets in pixels,
-    the loss that was back-propagated (None if the drag was already done), and whether it is done."""
+    the loss that was back-propagated (None if the drag was already done), and whether it is done.
+
+    The handles belong to the picture as it was before the step's update. The arrays are read-only.
+    """
 
     index: int
     handle_points: np.ndarray
@@ -40,7 +44,7 @@ class StepResult:
     done: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SessionState:
     """Everything that changes while dragging. A step makes a new state and never writes to the tensors of an old
     one, so that keeping a state is a snapshot."""
@@ -66,7 +70,7 @@ def as_points(points: Points, name: str, image_size: tuple[int, int]) -> Tensor:
         points = points.detach().cpu().double().numpy()
     try:
         array = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DragError(f"{name} must be (x, y) pairs of numbers.") from None
     if array.size == 0:
         raise DragError(f"{name}: give at least one point.")
@@ -110,15 +114,18 @@ class DragSession:
         self.seed, self.label = seed, label
         self.truncation_psi, self.truncation_cutoff = truncation_psi, truncation_cutoff
         self.noise = noise
-        self._check_config()
+        self._check_arguments()
         if (seed is None) == (w is None):
             raise DragError("Give either a seed or a latent w to start from.")
-        self.w0 = self._seed_latent() if w is None else self._given_latent(w)  # [1, num_ws, w_dim]
+        with reproducible(model.device):
+            self._w0 = self._seed_latent() if w is None else self._given_latent(w)  # [1, num_ws, w_dim]
+            if self.config.space == "w" and not torch.equal(self._w0, self._w0[:, :1].expand_as(self._w0)):
+                raise DragError("The rows of the start latent differ: drag it in space 'w_plus', not 'w'.")
+            self._state = self._fresh_state()
         self._undo: list[SessionState] = []
         self._redo: list[SessionState] = []
         self._activations: Activations | None = None
         self._feature0: Tensor | None = None
-        self._state = self._fresh_state()
 
     # --- what a caller sees -------------------------------------------------------------------------------
 
@@ -126,19 +133,24 @@ class DragSession:
     def handle_points(self) -> np.ndarray:
         """[N, 2] float32: where the handles are now."""
         points = self._state.handle_points
-        return np.zeros((0, 2), np.float32) if points is None else points[0].cpu().numpy()
+        return np.zeros((0, 2), np.float32) if points is None else points[0].cpu().numpy().copy()
 
     @property
     def target_points(self) -> np.ndarray:
         """[N, 2] float32."""
         points = self._state.target_points
-        return np.zeros((0, 2), np.float32) if points is None else points[0].cpu().numpy()
+        return np.zeros((0, 2), np.float32) if points is None else points[0].cpu().numpy().copy()
 
     @property
     def movable_mask(self) -> np.ndarray | None:
         """[H, W] bool, True where the picture may change; None = everywhere."""
         mask = self._state.movable_mask
         return None if mask is None else mask[0].bool().cpu().numpy()
+
+    @property
+    def w0(self) -> Tensor:
+        """[num_ws, w_dim] float32 on the model's device: the start latent."""
+        return self._w0[0].clone()
 
     @property
     def w_plus(self) -> Tensor:
@@ -169,13 +181,14 @@ class DragSession:
                 f"{handles.shape[1]} handle(s) but {targets.shape[1]} target(s): give one target per handle."
             )
         event = {"kind": "points", "handle_points": handles[0].tolist(), "target_points": targets[0].tolist()}
+        self._redo.clear()
         self._change(
             handle_points=handles.to(self.model.device),
             target_points=targets.to(self.model.device),
             references=self._kept_references(handles),
             done=False,
             drag_open=False,
-            events=(*self._state.events, event),
+            events=add_event(self._state.events, event),
         )
 
     def move_targets(self, target_points: Points) -> None:
@@ -185,7 +198,10 @@ class DragSession:
         if targets.shape[1] != len(self.handle_points):
             raise DragError(f"{len(self.handle_points)} handle(s) but {targets.shape[1]} target(s).")
         event = {"kind": "targets", "target_points": targets[0].tolist()}
-        self._change(target_points=targets.to(self.model.device), done=False, events=(*self._state.events, event))
+        self._redo.clear()
+        self._change(
+            target_points=targets.to(self.model.device), done=False, events=add_event(self._state.events, event)
+        )
 
     def set_mask(self, movable_mask: np.ndarray | Tensor | None) -> None:
         """[H, W], nonzero where the picture may change; None = everywhere. The rest is held as it is now.
@@ -193,22 +209,25 @@ class DragSession:
         Raises DragError and changes nothing if the size differs or nothing at all may change.
         """
         if movable_mask is None:
+            self._redo.clear()
             self._set_mask(None)
             return
+        if isinstance(movable_mask, Tensor):
+            movable_mask = movable_mask.detach().cpu().float().numpy()
         try:
-            mask = torch.as_tensor(movable_mask).detach().cpu().float()
-        except (TypeError, ValueError, RuntimeError):
+            mask = np.array(movable_mask, dtype=np.float32)
+        except (TypeError, ValueError):
             raise DragError("The mask must be an array of numbers of the shape [H, W].") from None
-        if tuple(mask.shape) != self.image_size:
+        if mask.shape != self.image_size:
             raise DragError(
                 f"The mask is {list(mask.shape)}, the picture {list(self.image_size)} (height, width): they must agree."
             )
-        if not torch.isfinite(mask).all():
+        if not np.isfinite(mask).all():
             raise DragError("The mask holds NaN or infinite values.")
-        mask = (mask != 0).float()
         if not mask.any():
             raise DragError("The mask is zero everywhere: nothing may change. Mark the movable region with 1 (white).")
-        self._set_mask(mask)
+        self._redo.clear()
+        self._set_mask(torch.from_numpy(mask != 0).float())
 
     def step(self) -> StepResult:
         """One step of the drag. If it is done already, its last result again, and nothing changes.
@@ -218,7 +237,7 @@ class DragSession:
         state = self._require_points()
         if state.done:
             return state.trajectory[-1]
-        with gradients():
+        with reproducible(self.model.device):
             result, changes = self._compute_step()
         if not state.drag_open:
             self._undo.append(state)
@@ -228,7 +247,7 @@ class DragSession:
             done=result.done,
             drag_open=True,
             trajectory=(*state.trajectory, result),
-            events=count_step(state.events),
+            events=add_event(state.events, {"kind": "steps", "count": 1}),
         )
         return result
 
@@ -239,23 +258,39 @@ class DragSession:
     ) -> StepResult:
         """Steps until done, or max_steps (default: the config's). callback(result) may return False to stop early."""
         limit = self.config.max_steps if max_steps is None else max_steps
-        if limit < 1:
-            raise DragError(f"max_steps must be at least 1, not {limit}.")
+        if not is_whole(limit) or limit < 1:
+            raise DragError(f"max_steps must be a whole number of at least 1, not {limit!r}.")
         for _ in range(limit):
             result = self.step()
             if (callback is not None and callback(result) is False) or result.done:
                 break
         return result
 
-    @torch.no_grad()
+    def locate(self) -> np.ndarray:
+        """[N, 2] float32: where the handles are in the picture as it is now, by tracking alone; nothing changes.
+
+        After a step ``handle_points`` are those of the picture before its update, as in the published program.
+        """
+        self._require_points()
+        with reproducible(self.model.device):
+            handles, _ = self._track(self._current_activations().x.detach())
+        return handles[0].cpu().numpy()
+
     def render(self) -> np.ndarray:
         """The picture of the current latent: uint8 [H, W, 3]. It shares the next step's features."""
-        image = self.model.generator.render(self._current_activations(), self._w_plus(self._state.parameter))
-        pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-        return pixels.expand(-1, -1, 3).cpu().numpy().copy() if pixels.shape[2] == 1 else pixels[..., :3].cpu().numpy()
+        with reproducible(self.model.device), torch.no_grad():
+            ws = self._w_plus(self._state.parameter)
+            image = self.model.generator.render(self._current_activations(), ws)
+            pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+            if pixels.shape[2] < 3:  # grey
+                pixels = pixels[..., :1].expand(-1, -1, 3)
+            return pixels[..., :3].cpu().numpy().copy()
 
     def reset(self) -> None:
-        """Back to the start latent, without points (they belonged to the edited picture); the mask stays. Undoable."""
+        """Back to the start latent, without points (they belonged to the edited picture); the mask stays.
+
+        ``undo`` takes it back.
+        """
         self._undo.append(self._state)
         self._redo.clear()
         mask = self._state.movable_mask
@@ -264,11 +299,14 @@ class DragSession:
             self._set_mask(mask[0].cpu())
 
     def undo(self) -> bool:
-        """Back to before the last drag (latent, points, mask); False if there is none."""
+        """Back to before the last drag or reset (latent, points, mask); False if there is none.
+
+        A drag is what was stepped since the points or the mask were set.
+        """
         return self._swap(self._undo, self._redo)
 
     def redo(self) -> bool:
-        """Does the last undone drag again; False if there is none."""
+        """Does the last undone drag again; False if there is none, or points or mask were set since."""
         return self._swap(self._redo, self._undo)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -289,22 +327,17 @@ class DragSession:
     def _compute_step(self) -> tuple[StepResult, dict[str, Any]]:
         """The step's result and the state entries it changes; the session itself is not touched."""
         state, config, size = self._state, self.config, self.image_size
-        assert state.handle_points is not None
         assert state.target_points is not None
         height = size[0]
         feature = self._current_activations().x
-        active = torch.ones(state.handle_points.shape[:2], dtype=torch.bool, device=feature.device)
-
-        references = self._taken_references(feature.detach())
-        handles, _ = ops.point_tracking(
-            feature.detach(), references, state.handle_points, active, config.pixels(config.r2, height), size
-        )
+        handles, references = self._track(feature.detach())
         distances = (state.target_points - handles).norm(dim=-1)
         done = bool((distances <= config.stop_pixels(height, handles.shape[1])).all())
         changes: dict[str, Any] = {"handle_points": handles, "references": references}
 
         loss: Tensor | None = None
         if not done:
+            active = torch.ones(handles.shape[:2], dtype=torch.bool, device=feature.device)
             loss, _ = ops.motion_supervision(
                 feature, handles, state.target_points, active, config.pixels(config.r1, height), size
             )
@@ -314,7 +347,7 @@ class DragSession:
                 held, _ = ops.mask_loss(feature, self._mask_feature(), mask, size)
                 loss = loss + config.lambda_mask * held.sum()
             if config.reg:
-                loss = loss + config.reg * (self._w_plus(state.parameter) - self.w0).abs().mean()
+                loss = loss + config.reg * (self._w_plus(state.parameter) - self._w0).abs().mean()
             (gradient,) = torch.autograd.grad(loss, state.parameter)
             self._activations = None  # its graph is used up
             changes.update(self._adam(gradient))
@@ -323,12 +356,22 @@ class DragSession:
                 raise DragError(f"Step {index} is not finite and was taken back; try a smaller lr (now {config.lr:g}).")
         result = StepResult(
             index=len(state.trajectory),
-            handle_points=handles[0].cpu().numpy(),
-            distances=distances[0].cpu().numpy(),
+            handle_points=read_only(handles[0]),
+            distances=read_only(distances[0]),
             loss=None if loss is None else loss.item(),
             done=done,
         )
         return result, changes
+
+    def _track(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """(handles, references): where the handles are in this feature, and the references they were found by."""
+        state = self._state
+        assert state.handle_points is not None
+        references = self._taken_references(feature)
+        active = torch.ones(state.handle_points.shape[:2], dtype=torch.bool, device=feature.device)
+        radius = self.config.pixels(self.config.r2, self.image_size[0])
+        handles, _ = ops.point_tracking(feature, references, state.handle_points, active, radius, self.image_size)
+        return handles, references
 
     def _adam(self, gradient: Tensor) -> dict[str, Any]:
         """torch.optim.Adam's update (defaults), out of place, so that old states stay what they were."""
@@ -348,12 +391,12 @@ class DragSession:
     def _w_plus(self, parameter: Tensor) -> Tensor:
         """The optimised rows, then the start latent's: [1, num_ws, w_dim]."""
         layers = self.config.layers
-        return torch.cat([parameter.expand(-1, layers, -1), self.w0[:, layers:]], dim=1)
+        return torch.cat([parameter.expand(-1, layers, -1), self._w0[:, layers:]], dim=1)
 
     def _current_activations(self) -> Activations:
         """Features of the current latent, computed once for the step and for ``render``."""
         if self._activations is None:
-            with gradients():
+            with reproducible(self.model.device):
                 ws = self._w_plus(self._state.parameter)
                 self._activations = self.model.generator.features(ws, self.config.feature_block, self.noise)
         return self._activations
@@ -394,9 +437,9 @@ class DragSession:
 
     def _fresh_state(self) -> SessionState:
         rows = 1 if self.config.space == "w" else self.config.layers
-        parameter = self.w0[:, :rows].clone().requires_grad_()
-        zeros = torch.zeros_like(self.w0[:, :rows])
-        return SessionState(parameter, zeros, zeros)
+        with reproducible(self.model.device):
+            zeros = torch.zeros_like(self._w0[:, :rows])
+            return SessionState(self._w0[:, :rows].clone().requires_grad_(), zeros, zeros)
 
     def _change(self, **changes: Any) -> None:
         """Replaces entries of the state; what was computed from a replaced entry is forgotten."""
@@ -418,12 +461,14 @@ class DragSession:
 
     def _set_mask(self, mask: Tensor | None) -> None:
         packed = None if mask is None else mask.bool().numpy()
+        with reproducible(self.model.device):
+            w_plus = self._w_plus(self._state.parameter).detach()
         self._change(
             movable_mask=None if mask is None else mask[None].to(self.model.device),
-            mask_w_plus=None if mask is None else self._w_plus(self._state.parameter).detach(),
+            mask_w_plus=None if mask is None else w_plus,
             done=False,
             drag_open=False,
-            events=(*self._state.events, {"kind": "mask", "movable_mask": packed}),
+            events=add_event(self._state.events, {"kind": "mask", "movable_mask": packed}),
         )
 
     def _require_points(self) -> SessionState:
@@ -433,24 +478,26 @@ class DragSession:
 
     # --- the start ----------------------------------------------------------------------------------------------
 
-    def _check_config(self) -> None:
+    def _check_arguments(self) -> None:
         network, config = self.model.config, self.config
         if config.feature_block >= network.num_blocks:
             last = network.num_blocks - 1
             raise DragError(f"feature_block {config.feature_block} does not exist: {self.model.name} has 0 to {last}.")
         if config.layers > network.num_ws:
-            raise DragError(
-                f"layers is {config.layers}, but {self.model.name} has only {network.num_ws} rows of w_plus."
-            )
+            raise DragError(f"layers is {config.layers}, but {self.model.name} has {network.num_ws} rows of w_plus.")
         if self.noise not in ("const", "none"):
             raise DragError(f"noise must be 'const' or 'none' while dragging, not {self.noise!r}.")
-        if not math.isfinite(self.truncation_psi):
-            raise DragError(f"truncation_psi must be a finite number, not {self.truncation_psi}.")
+        psi, cutoff = self.truncation_psi, self.truncation_cutoff
+        if isinstance(psi, bool) or not isinstance(psi, Real) or not abs(psi) < 1e6:
+            raise DragError(f"truncation_psi must be a finite number, not {psi!r}.")
+        self.truncation_psi = float(psi)
+        if cutoff is not None and not (is_whole(cutoff) and 0 <= cutoff <= network.num_ws):
+            raise DragError(f"truncation_cutoff must be None or a row from 0 to {network.num_ws}, not {cutoff!r}.")
 
     @torch.no_grad()
     def _seed_latent(self) -> Tensor:
         network, device = self.model.config, self.model.device
-        if not isinstance(self.seed, (int, np.integer)) or not 0 <= self.seed < 2**32:
+        if not is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise DragError(f"seed must be a whole number from 0 to {2**32 - 1}, not {self.seed!r}.")
         z = torch.from_numpy(np.random.RandomState(self.seed).randn(1, network.z_dim)).float().to(device)
         return self.model.generator.mapping(
@@ -459,8 +506,11 @@ class DragSession:
 
     def _given_latent(self, w: Tensor | np.ndarray) -> Tensor:
         network = self.model.config
-        latent = torch.as_tensor(np.asarray(w) if not isinstance(w, Tensor) else w.detach())
-        latent = latent.to(self.model.device, torch.float32)
+        try:
+            array = w.detach().cpu().float().numpy() if isinstance(w, Tensor) else np.array(w, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise DragError("w must be an array of numbers.") from None
+        latent = torch.tensor(array, device=self.model.device)
         if latent.ndim == 3 and latent.shape[0] == 1:
             latent = latent[0]
         if latent.ndim == 1:
@@ -470,16 +520,31 @@ class DragSession:
             raise DragError(f"w must have the shape {expected}, not {list(latent.shape)}.")
         if not torch.isfinite(latent).all():
             raise DragError("w holds NaN or infinite values.")
-        if self.config.space == "w" and not torch.equal(latent, latent[:1].expand_as(latent)):
-            raise DragError("The rows of w differ, so it cannot be dragged in space 'w'; use space 'w_plus'.")
         return latent.expand(network.num_ws, -1).clone().unsqueeze(0)
 
 
 @contextlib.contextmanager
-def gradients() -> Iterator[None]:
-    """Gradients are recorded, whatever mode the caller is in (no_grad, inference_mode)."""
-    with torch.inference_mode(False), torch.enable_grad():
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Gradients in full float32, whatever mode the caller is in (no_grad, inference_mode, autocast, TF32)."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            stack.enter_context(
+                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+            )
         yield
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def read_only(tensor: Tensor) -> np.ndarray:
+    array = tensor.cpu().numpy().copy()
+    array.setflags(write=False)
+    return array
 
 
 def class_label(label: int | None, c_dim: int, device: torch.device) -> Tensor | None:
@@ -488,13 +553,17 @@ def class_label(label: int | None, c_dim: int, device: torch.device) -> Tensor |
         if label is not None:
             raise DragError("This model has no classes: give no label.")
         return None
-    if label is None or not 0 <= label < c_dim:
-        raise DragError(f"This model has classes: give a label from 0 to {c_dim - 1}, not {label}.")
+    if not is_whole(label) or not 0 <= label < c_dim:
+        raise DragError(f"This model has classes: give a label from 0 to {c_dim - 1}, not {label!r}.")
     return torch.nn.functional.one_hot(torch.tensor([label], device=device), c_dim).float()
 
 
-def count_step(events: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-    """events with one more step at the end."""
-    if events and events[-1]["kind"] == "steps":
-        return (*events[:-1], {"kind": "steps", "count": events[-1]["count"] + 1})
-    return (*events, {"kind": "steps", "count": 1})
+def add_event(events: tuple[dict[str, Any], ...], event: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """events with one more. Steps are counted; a mask or targets set again before any step replace the earlier ones
+    (not so points: which handle continues depends on every set of them)."""
+    last = events[-1] if events else {"kind": None}
+    if last["kind"] != event["kind"] or event["kind"] == "points":
+        return (*events, event)
+    if event["kind"] == "steps":
+        event = {"kind": "steps", "count": last["count"] + event["count"]}
+    return (*events[:-1], event)

@@ -8,8 +8,9 @@ not kept.
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .atomic import write_bytes
 from .config import DragConfig
 from .errors import DragError
 from .loading import Model
-from .session import DragSession, SessionState, StepResult
+from .session import DragSession, SessionState, StepResult, as_points, is_whole, read_only
 from .version import __version__
 
 FORMAT = "draggan-fast-session"
@@ -41,19 +42,36 @@ STATE_TENSORS = (
 )
 
 
+W_TOLERANCE = 1e-3  # what a replay on another machine, with other vector instructions, may differ by
+LOSS_TOLERANCE = 1e-2  # relative
+DAMAGE = (LookupError, ArithmeticError, TypeError, AttributeError, ValueError, RuntimeError)
+
+
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found: the redone session, whether every step's handles agree, and the largest |Δw_plus|."""
+    """What a replay found: the session done again, and how the record compares with it.
+
+    same_start: the recorded seed (if any) gives the recorded start latent.  same_handles: at every step.
+    max_w_difference: of the final w_plus.  max_loss_difference: relative.
+    """
 
     session: DragSession
+    same_start: bool
     same_handles: bool
     max_w_difference: float
+    max_loss_difference: float
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether the record is what the program does: start, handles, and latent and losses within rounding."""
+        close = self.max_w_difference <= W_TOLERANCE and self.max_loss_difference <= LOSS_TOLERANCE
+        return self.same_start and self.same_handles and close
 
 
 def save_session(session: DragSession, path: str | os.PathLike[str]) -> Path:
     """Writes the session atomically. Raises DragError if that is not possible; an old file then stays whole."""
     state = session._state
-    tensors: dict[str, Tensor] = {"w0": session.w0, "w_plus": session.w_plus}
+    tensors: dict[str, Tensor] = {"w0": session._w0, "w_plus": session.w_plus}
     for name in STATE_TENSORS:
         value = getattr(state, name)
         if value is not None:
@@ -72,7 +90,11 @@ def save_session(session: DragSession, path: str | os.PathLike[str]) -> Path:
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "program": f"draggan_fast {__version__}",
-        "model": {"name": session.model.name, "content_hash": session.model.content_hash},
+        "model": {
+            "name": session.model.name,
+            "source": session.model.source,
+            "content_hash": session.model.content_hash,
+        },
         "start": {
             "seed": None if session.seed is None else int(session.seed),
             "label": session.label,
@@ -109,8 +131,13 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The JSON document and the tensors of a session file; raises DragError if it is not one."""
     if not path.is_file():
         raise DragError(f"There is no session file {str(path)!r}.")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise DragError(f"{str(path)!r} is far too large for a session file.")
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise DragError(f"{str(path)!r} is far too large for a session file.")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise DragError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from None
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -127,27 +154,41 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return document, tensors
 
 
-def open_start(path: Path, model: Model | None, config: DragConfig | None = None) -> tuple[DragSession, dict, dict]:
+def find_model(path: Path, named: dict[str, Any]) -> Model:
+    """The model a session file names: by what it was loaded from, as far as that is here."""
+    source, name, wanted = str(named["source"]), str(named["name"]), str(named["content_hash"])
+    try:
+        return loading.load(source)
+    except DragError as error:
+        raise DragError(
+            f"The session {str(path)!r} needs the model {name!r} (content {wanted[:12]}), which was loaded from "
+            f"{source!r}: {error} Give the model itself (--model, or model= in Python)."
+        ) from None
+
+
+def open_start(path: Path, model: Model | None) -> tuple[DragSession, dict[str, Any], dict[str, Tensor]]:
     """A session at the file's start latent, with the document and the tensors."""
     document, tensors = read_file(path)
     try:
-        named, wanted = document["model"]["name"], document["model"]["content_hash"]
+        named = document["model"]
+        wanted = str(named["content_hash"])
         start = dict(document["start"])
-        config = config or DragConfig.from_json(document["config"])
-        w0 = tensors["w0"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, error) from None
-    if model is None:
-        model = loading.load(str(named))
-    if model.content_hash != wanted:
-        raise DragError(
-            f"{str(path)!r} was made with the model {named!r} ({str(wanted)[:12]}…), not with this {model.name!r} "
-            f"({model.content_hash[:12]}…); name the right one."
-        )
-    seed, label = start.pop("seed", None), start.pop("label", None)
-    try:
-        session = DragSession(model, w=w0, config=config, **start)
-    except TypeError as error:
+        config = DragConfig.from_json(document["config"])
+        if model is None:
+            model = find_model(path, named)
+        if model.content_hash != wanted:
+            raise DragError(
+                f"{str(path)!r} was made with the model {str(named['name'])!r} ({wanted[:12]}…), not with this "
+                f"{model.name!r} ({model.content_hash[:12]}…); give the right one."
+            )
+        seed, label = start.pop("seed"), start.pop("label")
+        for value in (seed, label):
+            if value is not None and not is_whole(value):
+                raise ValueError("seed and label must be whole numbers")
+        session = DragSession(model, w=tensors["w0"], config=config, **start)
+    except DragError:
+        raise
+    except DAMAGE as error:
         raise damaged(path, error) from None
     session.seed, session.label = seed, label
     return session, document, tensors
@@ -161,80 +202,105 @@ def load_session(path: str | os.PathLike[str], model: Model | None = None) -> Dr
     """A saved session, ready to go on. Raises DragError for a damaged file or another model."""
     path = Path(path)
     session, document, tensors = open_start(path, model)
-    device = session.model.device
-    fresh = session._state
     try:
-        values: dict[str, Any] = {
-            name: tensors[f"state.{name}"].to(device) for name in STATE_TENSORS if f"state.{name}" in tensors
-        }
-        if "state.movable_mask" in tensors:
-            values["movable_mask"] = tensors["state.movable_mask"].float().to(device)
-        values["events"] = tuple(read_events(document, tensors))
-        values["trajectory"] = tuple(read_trajectory(document))
-        values["adam_steps"] = int(document["adam_steps"])
-        values["done"], values["drag_open"] = bool(document["done"]), bool(document["drag_open"])
-        check_state(session, values, fresh)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        state = read_state(session, document, tensors)
+    except DAMAGE as error:  # DragError, from a point outside the picture, is a ValueError
         raise damaged(path, error) from None
-    values["parameter"].requires_grad_()
-    session._adopt(SessionState(**values))
+    session._adopt(state)
     return session
 
 
-def check_state(session: DragSession, values: dict[str, Any], fresh: SessionState) -> None:
-    """Raises ValueError unless the tensors fit the session's model and each other."""
-    network = session.model.config
-    height, width = session.image_size
+def read_state(session: DragSession, document: dict[str, Any], tensors: dict[str, Tensor]) -> SessionState:
+    """The state in the file; raises one of DAMAGE unless everything fits the model, the picture and each other."""
+    values: dict[str, Any] = {n: tensors[f"state.{n}"] for n in STATE_TENSORS if f"state.{n}" in tensors}
+    for name, tensor in values.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} has the type {tensor.dtype}")
+        if name != "references" and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+    network, (height, width) = session.model.config, session.image_size
     points = values["handle_points"].shape[1] if "handle_points" in values else 0
-    channels = network.channels[session.config.feature_block]
     shapes = {
-        "parameter": fresh.parameter.shape,
-        "adam_mean": fresh.parameter.shape,
-        "adam_variance": fresh.parameter.shape,
+        "parameter": tuple(session._state.parameter.shape),
+        "adam_mean": tuple(session._state.parameter.shape),
+        "adam_variance": tuple(session._state.parameter.shape),
         "handle_points": (1, points, 2),
         "target_points": (1, points, 2),
-        "references": (1, points, channels),
+        "references": (1, points, network.channels[session.config.feature_block]),
         "mask_w_plus": (1, network.num_ws, network.w_dim),
         "movable_mask": (1, height, width),
     }
+    if "state.movable_mask" in tensors:
+        values["movable_mask"] = (tensors["state.movable_mask"] != 0).float()
     for name, shape in shapes.items():
-        if name in values and tuple(values[name].shape) != tuple(shape):
+        if name in values and tuple(values[name].shape) != shape:
             raise ValueError(f"{name} has the shape {list(values[name].shape)}, expected {list(shape)}")
-        if name in values and name != "references" and not torch.isfinite(values[name]).all():
-            raise ValueError(f"{name} holds NaN or infinite values")
-    for name in ("parameter", "adam_mean", "adam_variance"):
-        if name not in values:
-            raise ValueError(f"{name} is missing")
     for one, other in (("handle_points", "target_points"), ("movable_mask", "mask_w_plus")):
         if (one in values) != (other in values):
             raise ValueError(f"{one} and {other} must be there together")
+    for name in ("handle_points", "target_points"):
+        if name in values:
+            values[name] = as_points(values[name][0], name, session.image_size)
+    if "movable_mask" in values and not values["movable_mask"].any():
+        raise ValueError("movable_mask is zero everywhere")
+    if values["adam_variance"].min() < 0:
+        raise ValueError("adam_variance is negative")
+    values = {name: tensor.to(session.model.device) for name, tensor in values.items()}
+    values["trajectory"] = read_trajectory(document)
+    values["events"] = read_events(document, tensors, session.image_size)
+    values["adam_steps"] = document["adam_steps"]
+    values["done"], values["drag_open"] = document["done"] is True, document["drag_open"] is True
+    if not is_whole(values["adam_steps"]) or not 0 <= values["adam_steps"] <= len(values["trajectory"]):
+        raise ValueError("adam_steps does not fit the trajectory")
     if values["done"] and not values["trajectory"]:
         raise ValueError("done without any step")
-    assert {f.name for f in fields(SessionState)} >= set(values)
+    values["parameter"].requires_grad_()
+    return SessionState(**values)
 
 
-def read_events(document: dict[str, Any], tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
-    events = []
+def read_events(
+    document: dict[str, Any], tensors: dict[str, Tensor], image_size: tuple[int, int]
+) -> tuple[dict[str, Any], ...]:
+    """The events, each of a known kind with valid entries; as many steps in them as in the trajectory."""
+    events: list[dict[str, Any]] = []
+    steps = 0
     for index, event in enumerate(document["events"]):
-        if event["kind"] == "mask":
-            mask = tensors[f"mask.{index}"].bool().numpy() if event["tensor"] else None
+        kind = event["kind"]
+        if kind == "mask":
+            mask = None
+            if event["tensor"]:
+                mask = (tensors[f"mask.{index}"] != 0).numpy()
+                if mask.shape != image_size:
+                    raise ValueError(f"mask {index} has the shape {list(mask.shape)}")
             events.append({"kind": "mask", "movable_mask": mask})
+        elif kind == "steps":
+            if not is_whole(event["count"]) or event["count"] < 1:
+                raise ValueError("a number of steps is not a positive whole number")
+            steps += event["count"]
+            events.append({"kind": "steps", "count": event["count"]})
+        elif kind in ("points", "targets"):
+            names = ("handle_points", "target_points") if kind == "points" else ("target_points",)
+            for name in names:
+                as_points(event[name], name, image_size)
+            events.append({"kind": kind, **{name: event[name] for name in names}})
         else:
-            events.append(dict(event))
-    return events
+            raise ValueError(f"unknown event {kind!r}")
+    if steps != len(document["trajectory"]):
+        raise ValueError("the events do not make as many steps as the trajectory has")
+    return tuple(events)
 
 
-def read_trajectory(document: dict[str, Any]) -> list[StepResult]:
-    return [
+def read_trajectory(document: dict[str, Any]) -> tuple[StepResult, ...]:
+    return tuple(
         StepResult(
             index=index,
-            handle_points=np.asarray(step["handle_points"], np.float32).reshape(-1, 2),
-            distances=np.asarray(step["distances"], np.float32).reshape(-1),
+            handle_points=read_only(torch.tensor(step["handle_points"], dtype=torch.float32).reshape(-1, 2)),
+            distances=read_only(torch.tensor(step["distances"], dtype=torch.float32).reshape(-1)),
             loss=None if step["loss"] is None else float(step["loss"]),
-            done=bool(step["done"]),
+            done=step["done"] is True,
         )
         for index, step in enumerate(document["trajectory"])
-    ]
+    )
 
 
 def replay_session(path: str | os.PathLike[str], model: Model | None = None) -> Replay:
@@ -243,19 +309,41 @@ def replay_session(path: str | os.PathLike[str], model: Model | None = None) -> 
     session, document, tensors = open_start(path, model)
     try:
         recorded = read_trajectory(document)
-        events = read_events(document, tensors)
         final = tensors["w_plus"].to(session.model.device)
-        for event in events:
+        same_start = session.seed is None or seed_gives_start(session)
+        for event in read_events(document, tensors, session.image_size):
             apply_event(session, event)
         difference = float((session.w_plus - final).abs().max())
-    except DragError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except DAMAGE as error:
         raise damaged(path, error) from None
+    pairs = list(zip(recorded, session.trajectory, strict=False))
     same = len(recorded) == len(session.trajectory) and all(
-        np.array_equal(a.handle_points, b.handle_points) for a, b in zip(recorded, session.trajectory, strict=True)
+        np.array_equal(a.handle_points, b.handle_points) and a.done == b.done and (a.loss is None) == (b.loss is None)
+        for a, b in pairs
     )
-    return Replay(session, same, difference)
+    losses = [
+        abs(a.loss - b.loss) / max(abs(b.loss), 1e-12) for a, b in pairs if a.loss is not None and b.loss is not None
+    ]
+    return Replay(
+        session,
+        same_start,
+        same,
+        difference if math.isfinite(difference) else math.inf,
+        max((loss if math.isfinite(loss) else math.inf for loss in losses), default=0.0),
+    )
+
+
+def seed_gives_start(session: DragSession) -> bool:
+    """Whether the recorded seed, label and truncation give the recorded start latent, within rounding."""
+    fresh = DragSession(
+        session.model,
+        seed=session.seed,
+        label=session.label,
+        truncation_psi=session.truncation_psi,
+        truncation_cutoff=session.truncation_cutoff,
+        config=session.config,
+    )
+    return bool((fresh.w0 - session.w0).abs().max() <= W_TOLERANCE)
 
 
 def apply_event(session: DragSession, event: dict[str, Any]) -> None:
@@ -266,8 +354,6 @@ def apply_event(session: DragSession, event: dict[str, Any]) -> None:
         session.move_targets(event["target_points"])
     elif kind == "mask":
         session.set_mask(event["movable_mask"])
-    elif kind == "steps":
-        for _ in range(int(event["count"])):
-            session.step()
     else:
-        raise ValueError(f"unknown event {kind!r}")
+        for _ in range(event["count"]):
+            session.step()

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import draggan_fast as dg
 from draggan_fast import media
@@ -70,9 +72,10 @@ def test_drag_writes_everything(drag_arguments, tmp_path, capsys):
     assert np.array_equal(session.render(), after)
 
 
-def test_drag_that_reaches_its_target(drag_arguments):
+def test_drag_that_is_there_already(drag_arguments, capsys):
     drag_arguments[drag_arguments.index("--target") + 1] = "21,31"
     assert main([*drag_arguments, "--animation", "none"]) == 0
+    assert "nothing was moved" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("animation", ["gif", "mp4", "none"])
@@ -87,7 +90,7 @@ def test_long_drags_are_thinned(drag_arguments, tmp_path, monkeypatch):
     drag_arguments[drag_arguments.index("--steps") + 1] = "17"
     main(drag_arguments)
     with Image.open(tmp_path / "out" / "drag.webp") as animation:
-        assert animation.n_frames == 6  # steps 0, 4, 8, 12, 16, and the last
+        assert animation.n_frames == 6  # before steps 0, 4, 8, 12, 16, and after the last
 
 
 def test_mask_latent_and_settings(drag_arguments, rosinality, tmp_path):
@@ -119,9 +122,21 @@ def test_mask_latent_and_settings(drag_arguments, rosinality, tmp_path):
 def test_replay(drag_arguments, rosinality, tmp_path, capsys):
     main(drag_arguments)
     session = str(tmp_path / "out" / "session.safetensors")
-    assert main(["replay", session, "--model", rosinality, "--out", str(tmp_path / "again.png")]) == 0
-    assert "the same handles at every step" in capsys.readouterr().out
+    assert main(["replay", session, "--out", str(tmp_path / "again.png")]) == 0
+    assert "reproduced: 4 steps" in capsys.readouterr().out
     assert np.array_equal(read(tmp_path / "again.png"), read(tmp_path / "out" / "after.png"))
+
+
+def test_replay_of_a_record_that_is_not_true(drag_arguments, tmp_path, capsys):
+    main(drag_arguments)
+    path = tmp_path / "out" / "session.safetensors"
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["w_plus"] += 1
+    save_file(tensors, path, metadata=metadata)
+    assert main(["replay", str(path)]) == 1
+    assert "NOT reproduced" in capsys.readouterr().out
 
 
 def test_generate(rosinality, tmp_path):
@@ -185,6 +200,15 @@ def replaced(arguments, option, *values):
         (lambda a: replaced(a, "--handle", "64,3"), ["(64, 3) lies outside"]),
         (lambda a: replaced(a, "--target", "nan,3"), ["NaN"]),
         (lambda a: replaced(a, "--target", "20,30"), ["at its target already"]),
+        (lambda a: replaced(a, "--target", "20.2,29.7"), ["at its target already"]),
+        (lambda a: replaced(a, "--handle", "-5,3"), ["(-5, 3) lies outside"]),
+        (lambda a: replaced(a, "--out", ""), ["empty"]),
+        (lambda a: [*a, "--fps", "0"], ["fps is 0"]),
+        (lambda a: [*a, "--r2", "1e6"], ["r2 must be"]),
+        (lambda a: [*replaced(a, "--seed"), "--latent", "x.npy", "--psi", "1"], ["--psi and --label"]),
+        (lambda a: [*replaced(a, "--seed"), "--latent", "x.txt"], ["x.txt"]),
+        (lambda a: replaced(a, "--model", ""), ["empty"]),
+        (lambda a: replaced(a, "--model", "a" * 5000 + ".pkl"), ["cannot be a file's path"]),
         (lambda a: replaced(a, "--target", "20"), ["'20' is not a point"]),
         (lambda a: replaced(a, "--steps", "0"), ["max_steps"]),
         (lambda a: replaced(a, "--lr", "-1"), ["lr must be"]),
@@ -201,6 +225,8 @@ def replaced(arguments, option, *values):
         (lambda a: [], ["COMMAND"]),
         (lambda a: ["generate", "--seeds", "9-3", "--out", "x.png"], ["9-3"]),
         (lambda a: ["generate", "--seeds", "a", "--out", "x.png"], ["list of seeds"]),
+        (lambda a: ["generate", "--out", "x.jpg"], [".png or .webp"]),
+        (lambda a: ["generate", "--out", "no/such/folder/x.png"], ["does not exist"]),
         (lambda a: ["models", "pull"], ["models pull NAME"]),
         (lambda a: ["models", "pull", "ffhq-1025"], ["ffhq-1024"]),
         (lambda a: ["convert", "missing.pkl", "x.safetensors"], ["missing.pkl"]),
@@ -229,21 +255,52 @@ def test_unwritable_folder(drag_arguments, tmp_path, capsys):
     refused(capsys, replaced(drag_arguments, "--out", str(tmp_path / "file" / "out")), "Cannot write to the folder")
 
 
-def test_full_disk_leaves_old_files_whole(drag_arguments, tmp_path, capsys):
-    """A second run that meets a full disk (here: a file-size limit) fails in one line; nothing old is damaged."""
+@pytest.mark.parametrize("limit", [2_000, 110_000])
+def test_full_disk_leaves_old_files_whole(drag_arguments, tmp_path, limit):
+    """A second run that meets a full disk (here: a file-size limit) fails in one line; nothing old is damaged.
+
+    The smaller limit stops the session file, the larger one only the comparison picture.
+    """
     assert main(drag_arguments) == 3
     out = tmp_path / "out"
     old = {p.name: p.read_bytes() for p in out.iterdir()}
     code = (
         "import resource, signal, sys; from draggan_fast.cli import main; import draggan_fast.commands\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); sys.exit(main(sys.argv[1:]))"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sys.exit(main(sys.argv[1:]))"
     )
     changed = replaced(drag_arguments, "--seed", "4")
     result = subprocess.run([sys.executable, "-c", code, *changed], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("draggan-fast: error: ")
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == old
+    assert {p.name for p in out.iterdir()} == set(old)
+    small = {name for name, data in old.items() if len(data) < limit - 10_000}
+    for name, data in old.items():
+        assert ((out / name).read_bytes() == data) == (limit < 10_000 or name not in small), name
+
+
+def test_a_failing_step_keeps_what_was_done(drag_arguments, tmp_path, capsys, monkeypatch):
+    step = dg.DragSession.step
+
+    def failing(self):
+        if len(self.trajectory) == 2:
+            raise dg.DragError("Step 2 is not finite and was taken back.")
+        return step(self)
+
+    monkeypatch.setattr(dg.DragSession, "step", failing)
+    refused(capsys, drag_arguments, "not finite", "What was done before is in")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(report["steps"]) == 2
+    assert (tmp_path / "out" / "drag.webp").is_file()
+
+
+def test_output_that_the_terminal_cannot_show(rosinality, tmp_path):
+    command = [sys.executable, "-m", "draggan_fast", "generate", "--model", rosinality, "--seeds", "0"]
+    result = subprocess.run(
+        [*command, "--out", str(tmp_path / "x.png")],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another process")

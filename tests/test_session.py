@@ -62,11 +62,14 @@ def test_rendering_between_steps_changes_nothing(small):
     assert fingerprint(quiet) == fingerprint(shown)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_callers_gradient_mode_does_not_matter(small, mode):
-    plain, guarded = new_session(small), new_session(small)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_callers_gradient_mode_does_not_matter(golden, small, mode):
+    plain = new_session(small)
+    plain.set_mask(np.tri(64))
     plain.step()
     with mode():
+        guarded = new_session(dg.load(golden / "rosinality" / "rosinality.pt", device="cpu"))
+        guarded.set_mask(np.tri(64))
         guarded.render()
         guarded.step()
     assert fingerprint(plain) == fingerprint(guarded)
@@ -75,6 +78,7 @@ def test_the_callers_gradient_mode_does_not_matter(small, mode):
 def test_points_and_masks_may_be_tensors(small):
     session = new_session(small)
     session.set_points(torch.tensor(HANDLES), torch.tensor(TARGETS, dtype=torch.bfloat16))
+    session.set_mask(np.tri(64)[::-1])
     session.set_mask(torch.tril(torch.ones(64, 64, dtype=torch.bool)))
     assert session.handle_points.tolist() == [list(p) for p in HANDLES]
     assert session.movable_mask.sum() == 64 * 65 // 2
@@ -83,7 +87,7 @@ def test_points_and_masks_may_be_tensors(small):
 def test_step_changes_only_the_first_rows(small):
     session = new_session(small, layers=4)
     session.step()
-    moved = (session.w_plus - session.w0[0]).abs().amax(dim=1) > 0
+    moved = (session.w_plus - session.w0).abs().amax(dim=1) > 0
     assert moved.tolist() == [True] * 4 + [False] * 6
 
 
@@ -192,13 +196,48 @@ def test_undo_and_redo_whole_drags(small):
     assert not session.redo()  # a new drag ends what could be redone
 
 
+@pytest.mark.parametrize(
+    "change", [lambda s: s.set_points([(5, 5)], [(9, 9)]), lambda s: s.set_mask(np.eye(64)), lambda s: s.set_mask(None)]
+)
+def test_new_points_or_mask_end_what_could_be_redone(small, change):
+    session = new_session(small)
+    session.step()
+    session.undo()
+    change(session)
+    after = fingerprint(session)
+    assert not session.redo()
+    assert fingerprint(session) == after
+
+
+def test_what_is_handed_out_is_not_the_state(small):
+    session = new_session(small)
+    result = session.step()
+    before = fingerprint(session)
+    for mine in (session.handle_points, session.target_points, session.w_plus, session.w0, session.locate()):
+        mine[:] = 8
+    for theirs in (result.handle_points, result.distances):
+        assert not theirs.flags.writeable
+    assert fingerprint(session) == before
+    assert session.w0.abs().max() < 5
+
+
+def test_locate_finds_what_the_next_step_finds(small):
+    session = new_session(small)
+    for _ in range(3):
+        session.step()
+        before = fingerprint(session)
+        found = session.locate()
+        assert fingerprint(session) == before
+        assert np.array_equal(found, session.step().handle_points)
+
+
 def test_reset(small):
     session = new_session(small)
     session.set_mask(np.eye(64))
     session.step()
     edited = fingerprint(session)
     session.reset()
-    assert torch.equal(session.w_plus, session.w0[0])
+    assert torch.equal(session.w_plus, session.w0)
     assert session.handle_points.shape == (0, 2)
     assert session.movable_mask is not None
     assert session.trajectory == ()
@@ -237,8 +276,9 @@ def test_saved_session_replays(small, tmp_path):
     session.set_points([(7, 7)], [(20, 20)])
     session.step()
     found = session_file.replay_session(session.save(tmp_path / "a.safetensors"), small)
-    assert found.same_handles
+    assert found.reproduced
     assert found.max_w_difference == 0
+    assert found.max_loss_difference == 0
     assert fingerprint(found.session) == fingerprint(session)
 
 
@@ -246,6 +286,15 @@ def test_session_file_names_its_model(small, nvlabs, tmp_path):
     path = new_session(small).save(tmp_path / "a.safetensors")
     with pytest.raises(dg.DragError, match="was made with the model"):
         dg.DragSession.load(path, nvlabs)
+
+
+def test_session_finds_its_model_where_it_was_loaded_from(golden, tmp_path, monkeypatch):
+    source = golden / "rosinality" / "rosinality.pt"
+    path = new_session(dg.load(source, device="cpu")).save(tmp_path / "a.safetensors")
+    assert dg.DragSession.load(path).model.name == "rosinality"
+    damage_document(lambda d: d["model"].update(source="elsewhere.pt"))(path)
+    with pytest.raises(dg.DragError, match=r"needs the model 'rosinality'.*--model"):
+        dg.DragSession.load(path)
 
 
 def damage_document(change):
@@ -295,6 +344,21 @@ def damage_tensor(name, value):
         damage_tensor("state.adam_mean", None),
         damage_tensor("state.target_points", None),
         damage_tensor("state.references", torch.zeros(1, 9, 9)),
+        damage_tensor("state.parameter", torch.zeros(1, 6, 512, dtype=torch.int64)),
+        damage_tensor("state.parameter", torch.zeros(1, 6, 512, dtype=torch.float64)),
+        damage_tensor("state.adam_variance", torch.full((1, 6, 512), -1.0)),
+        damage_tensor("state.handle_points", torch.zeros(2)),
+        damage_tensor("state.handle_points", torch.full((1, 2, 2), 1e9)),
+        damage_tensor("state.handle_points", torch.zeros(1, 0, 2)),
+        damage_tensor("state.movable_mask", torch.ones(1, 64, 64, dtype=torch.uint8)),
+        damage_document(lambda d: d.update(adam_steps=-1)),
+        damage_document(lambda d: d.update(adam_steps=10**400)),
+        damage_document(lambda d: d.update(events=[{"kind": "steps", "count": 10**12}])),
+        damage_document(lambda d: d.update(events=[{"kind": "steps"}])),
+        damage_document(lambda d: d.update(events=[*d["events"], {"kind": "surprise"}])),
+        damage_document(lambda d: d["start"].update(seed="x")),
+        damage_document(lambda d: d["config"].update(r2=1e6)),
+        damage_document(lambda d: d.update(model=[])),
     ],
 )
 def test_damaged_session_files_are_refused(small, tmp_path, damage):
@@ -304,6 +368,29 @@ def test_damaged_session_files_are_refused(small, tmp_path, damage):
     damage(path)
     with pytest.raises(dg.DragError):
         dg.DragSession.load(path, small)
+
+
+@pytest.mark.parametrize(
+    ("damage", "finding"),
+    [
+        (damage_tensor("w_plus", torch.zeros(10, 512)), "max_w_difference"),
+        (damage_tensor("w_plus", torch.full((10, 512), torch.nan)), "max_w_difference"),
+        (damage_document(lambda d: d["start"].update(seed=99)), "same_start"),
+        (damage_document(lambda d: d["start"].update(truncation_psi=0.1)), "same_start"),
+        (damage_document(lambda d: d["trajectory"][1].update(handle_points=[[1, 1], [2, 2]])), "same_handles"),
+        (damage_document(lambda d: d["trajectory"][1].update(loss=0.9)), "max_loss_difference"),
+        (damage_document(lambda d: d["config"].update(lr=0.3)), "max_w_difference"),
+    ],
+)
+def test_a_replay_notices(small, tmp_path, damage, finding):
+    session = new_session(small)
+    for _ in range(3):
+        session.step()
+    path = session.save(tmp_path / "a.safetensors")
+    damage(path)
+    found = session_file.replay_session(path, small)
+    assert not found.reproduced
+    assert not getattr(found, finding) or getattr(found, finding) > 1e-2
 
 
 def test_saving_to_an_impossible_place(small, tmp_path):
@@ -328,6 +415,8 @@ def test_saving_to_an_impossible_place(small, tmp_path):
         (lambda s: s.set_mask(np.full((64, 64), np.nan)), "NaN"),
         (lambda s: s.set_mask("white"), "array"),
         (lambda s: s.run(max_steps=0), "max_steps"),
+        (lambda s: s.run(max_steps=2.5), "max_steps"),
+        (lambda s: s.set_points([(10**400, 1)], [(1, 1)]), "pairs of numbers"),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(small, attempt, message):
@@ -348,7 +437,8 @@ def test_a_step_without_points(small):
 
 def test_a_step_that_is_not_finite_is_taken_back(small):
     session = new_session(small)
-    session.config = dataclasses.replace(session.config, lr=1e39)
+    session.config = dataclasses.replace(session.config, lr=1e6)
+    session._change(adam_mean=torch.full_like(session._state.adam_mean, 1e38))
     before = fingerprint(session)
     with pytest.raises(dg.DragError, match="not finite"):
         session.step()
@@ -372,8 +462,18 @@ def test_a_step_that_is_not_finite_is_taken_back(small):
         ({"seed": 0, "config": dg.DragConfig(feature_block=4, layers=11)}, "layers is 11"),
         (
             {"w": np.arange(5120.0).reshape(10, 512), "config": dg.DragConfig(feature_block=4, space="w")},
-            "rows of w differ",
+            "rows of the start latent differ",
         ),
+        (
+            {"seed": 0, "truncation_cutoff": 3, "config": dg.DragConfig(feature_block=4, space="w")},
+            "rows of the start latent differ",
+        ),
+        ({"seed": 0, "truncation_cutoff": 2.5}, "truncation_cutoff"),
+        ({"seed": 0, "truncation_cutoff": -1}, "truncation_cutoff"),
+        ({"seed": 0, "truncation_psi": "a"}, "truncation_psi"),
+        ({"seed": 0, "truncation_psi": 10**400}, "truncation_psi"),
+        ({"w": ["a", "b"]}, "array of numbers"),
+        ({"w": [[1, 2], [3]]}, "array of numbers"),
     ],
 )
 def test_bad_starts(small, arguments, message):
@@ -391,7 +491,8 @@ def test_start_from_a_latent(small, form):
 @pytest.mark.parametrize(
     "change",
     [{"lr": 0}, {"lr": "fast"}, {"lr": float("inf")}, {"r1": -1}, {"feature_block": 2.0}, {"layers": 0},
-     {"space": "z"}, {"stop_distance": 0.5}, {"stop_distance": "soon"}, {"max_steps": True}],
+     {"space": "z"}, {"stop_distance": 0.5}, {"stop_distance": "soon"}, {"max_steps": True},
+     {"r1": 1e300}, {"r2": 1e6}, {"lr": 10**400}, {"layers": np.nan}],
 )  # fmt: skip
 def test_bad_settings(change):
     with pytest.raises(dg.DragError):

@@ -1,4 +1,4 @@
-"""``make check``: ruff, mypy, clang-format. Prints what each says; exits non-zero if any finds something.
+"""``make check``: ruff, mypy, layer test, clang-format. Prints what each says; exits non-zero if any finds something.
 
 clang-format is used when it is on the PATH or in this environment, and reported as absent otherwise.
 """
@@ -27,12 +27,13 @@ def main() -> int:
         run("ruff check", [sys.executable, "-m", "ruff", "check", *PYTHON]),
         run("ruff format", [sys.executable, "-m", "ruff", "format", "--check", *PYTHON]),
         run("mypy", [sys.executable, "-m", "mypy"]),
+        run("layers", [sys.executable, "-m", "pytest", "-q", "tests/test_layers.py"]),
     ]
     sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*"))
     formatter = shutil.which("clang-format") or shutil.which("clang-format", path=str(Path(sys.executable).parent))
     if formatter is None:
         print("clang-format: not installed, C++ formatting not checked")
-    else:
+    elif sources:
         results.append(run("clang-format", [formatter, "--dry-run", "--Werror", *sources]))
     return 0 if all(results) else 1
 

@@ -52,7 +52,9 @@ from draggan_fast.generator import Generator, GeneratorConfig, normalize_second_
 
 STAGES = ("mapping", "coarse", "full", "finish")
 SHARES = {"mapping": 0.03, "coarse": 0.22, "full": 0.27, "finish": 0.48}  # of --minutes
-EMA_HALF_LIFE = 3000.0  # pictures
+SCENE_BATCH = 768  # latents a step whose scene, but no picture, is learned: the mapping network is slow to learn
+EMA_HALF_LIFE = {"coarse": 500.0, "full": 500.0, "finish": 2000.0}  # pictures
+MAPS_WEIGHT, SCENE_WEIGHT = 0.1, 2.0  # of the auxiliary losses
 MUON_LR = 0.03
 ADAM_LR = 4e-3
 DRAG = {"feature_block": 4, "lr": 2e-2, "r1": 3, "r2": 12}
@@ -97,7 +99,9 @@ class Trainer:
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.pool = Pool(Path(args.pool_dir or self.run / "pool"), self.size, args.pool, args.seed)
         self.record: dict[str, dict[str, float]] = {}  # stage → pictures and minutes done
-        self.stage, self.optimisers = "", []
+        self.stage = ""
+        self.optimisers: list[torch.optim.Optimizer] = []
+        self.pending: list[dict[str, Any]] = []  # optimiser states of a resumed stage
         self.draw = torch.Generator().manual_seed(args.seed + 1)
         self.order = torch.empty(0, dtype=torch.long)
         self.paint = self._paint if args.no_compile else torch.compile(self._paint, dynamic=False)
@@ -130,9 +134,7 @@ class Trainer:
     def _load(self) -> None:
         state = torch.load(self.run / "state.pt", map_location=self.device, weights_only=True)
         if state["size"] != self.size:
-            raise SystemExit(
-                f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}."
-            )
+            raise SystemExit(f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}.")
         for name in ("generator", "ema", "discriminator", "heads"):
             getattr(self, name).load_state_dict(state[name])
         self.record, self.stage, self.order = state["record"], state["stage"], state["order"].cpu()
@@ -175,7 +177,7 @@ class Trainer:
         return rows
 
     def _start(self, stage: str, optimisers: list[torch.optim.Optimizer]) -> dict[str, float]:
-        resumed = self.stage == stage and getattr(self, "pending", None)
+        resumed = self.stage == stage and self.pending
         self.optimisers = optimisers
         for optimiser in optimisers:
             for group in optimiser.param_groups:
@@ -183,13 +185,17 @@ class Trainer:
         if resumed:
             for optimiser, state in zip(optimisers, self.pending):
                 optimiser.load_state_dict(state)
-        self.pending, self.stage = None, stage
+        self.pending, self.stage = [], stage
         return self.record.setdefault(stage, {"pictures": 0, "minutes": 0.0})
 
     def _progress(self, done: dict[str, float], minutes: float) -> float:
         if self.args.pictures:
             return done["pictures"] / self.args.pictures
         return done["minutes"] / minutes
+
+    def finished(self, stage: str, minutes: float) -> bool:
+        """Whether an earlier run has already done all of this stage."""
+        return stage in self.record and self._progress(self.record[stage], minutes) >= 1.0
 
     def _schedule(self, progress: float, done: dict[str, float], hold: float, floor: float = 0.01) -> None:
         """Warm-up over 800 pictures, constant until ``hold``, then a cosine down to ``floor``."""
@@ -202,18 +208,19 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self, pictures: int) -> None:
-        keep = 0.5 ** (pictures / EMA_HALF_LIFE)
+        keep = 0.5 ** (pictures / EMA_HALF_LIFE[self.stage])
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1.0 - keep)
 
-    def _generator_optimisers(self, muon_lr: float, adam_lr: float, betas: tuple[float, float]) -> list:
+    def _generator_optimisers(
+        self, muon_lr: float, momentum: float, adam_lr: float, betas: tuple[float, float]
+    ) -> list[torch.optim.Optimizer]:
+        """Muon for the 3×3 convolutions of the synthesis, Adam for all else."""
         matrices = [p for p in self.generator.synthesis.parameters() if p.ndim == 4 and p.shape[0] > 3]
-        if self.args.optimiser == "adam":
-            matrices = []
         parts = nn.ModuleList([self.generator, self.heads])
+        if self.args.optimiser == "adam":
+            return [adam(adam_groups(parts, set()), adam_lr, betas)]
         rest = adam(adam_groups(parts, {id(p) for p in matrices}), adam_lr, betas)
-        return (
-            [Muon(matrices, muon_lr, momentum=0.9 if betas[0] > 0.6 else 0.8), rest] if matrices else [rest]
-        )
+        return [Muon(matrices, muon_lr, momentum), rest]
 
     def _scenes(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless batches of latents and their scene descriptions; these need no picture, so they are cheap."""
@@ -245,9 +252,7 @@ class Trainer:
             if done["pictures"] // batch % 500 == 0:
                 self.log(stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5))
         self.ema.load_state_dict(self.generator.state_dict())
-        self.log(
-            stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5), minutes=done["minutes"]
-        )
+        self.log(stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5), minutes=done["minutes"])
         self.save()
 
     def train_pictures(self, stage: str, minutes: float) -> None:
@@ -257,17 +262,18 @@ class Trainer:
         batch, finish = self.args.batch, stage == "finish"
         hold = 0.3 if finish else 0.4
         if finish:
-            optimisers = self._generator_optimisers(0.5 * self.args.muon_lr, 2.5e-3, (0.5, 0.99))
+            optimisers = self._generator_optimisers(0.35 * self.args.muon_lr, 0.8, 2.5e-3, (0.5, 0.99))
             optimisers.append(adam(adam_groups(self.discriminator, set()), 2e-3, (0.0, 0.99)))
         else:
             scale = 1.0 if stage == "coarse" else 0.7
-            optimisers = self._generator_optimisers(scale * self.args.muon_lr, scale * ADAM_LR, (0.9, 0.99))
+            rates = scale * self.args.muon_lr, scale * ADAM_LR
+            optimisers = self._generator_optimisers(rates[0], 0.9, rates[1], (0.9, 0.99))
         own = len(optimisers) - finish  # the rest is the discriminator's
         done = self._start(stage, optimisers)
         adversary = None
         if finish:
             adversary = Adversary(self.discriminator, optimisers[-1], self.draw, self.low_precision)
-        scenes = self._scenes(128)
+        scenes = self._scenes(SCENE_BATCH)
         steps, window, since = 0, [0.0, 0], time.time()
         sums: dict[str, float] = {}
         while (progress := self._progress(done, minutes)) < 1.0:
@@ -287,7 +293,7 @@ class Trainer:
             seen |= {"maps": maps, "scene": scene}
             for optimiser in optimisers[:own]:
                 optimiser.zero_grad()
-            torch.autograd.backward([image, self.args.aux * (maps + scene)], [gradient, None])
+            torch.autograd.backward([image, MAPS_WEIGHT * maps + SCENE_WEIGHT * scene], [gradient, None])
             for optimiser in optimisers[:own]:
                 optimiser.step()
             steps += 1
@@ -367,8 +373,7 @@ class Trainer:
         self.ema.mapping.w_avg.copy_(self.ema.mapping.w(z).mean(dim=0))
         quality = self.evaluate(self.size, HELD_OUT)
         stages = {
-            k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)}
-            for k, v in self.record.items()
+            k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)} for k, v in self.record.items()
         }
         metadata = {
             "name": "toy-animals",
@@ -383,19 +388,11 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--run", required=True, help="run directory: state.pt, log.jsonl, contact sheets, pool"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="run directory: state.pt, log.jsonl, contact sheets, pool")
     parser.add_argument("--stage", default="all", choices=("all", "none", "render", *STAGES))
-    parser.add_argument(
-        "--minutes", type=float, default=120.0, help="of the stage, or of all stages together"
-    )
-    parser.add_argument(
-        "--pictures", type=int, default=0, help="length of the stage in pictures, not minutes"
-    )
+    parser.add_argument("--minutes", type=float, default=120.0, help="of the stage, or of all stages together")
+    parser.add_argument("--pictures", type=int, default=0, help="length of the stage in pictures, not minutes")
     parser.add_argument("--size", type=int, default=128, choices=(64, 128, 256))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
@@ -406,11 +403,8 @@ def main() -> None:
     parser.add_argument("--pool-dir", help="where they lie, if not in the run directory")
     parser.add_argument("--optimiser", default="muon", choices=("muon", "adam"))
     parser.add_argument("--muon-lr", type=float, default=MUON_LR)
-    parser.add_argument("--aux", type=float, default=0.1, help="weight of part maps and scene in the loss")
     parser.add_argument("--save-minutes", type=float, default=3.0)
-    parser.add_argument(
-        "--no-compile", action="store_true", help="run eagerly (a compile takes a minute or two)"
-    )
+    parser.add_argument("--no-compile", action="store_true", help="run eagerly (a compile takes a minute or two)")
     parser.add_argument("--resume-from", help="start from these weights if the run directory is new")
     parser.add_argument("--evaluate", action="store_true", help="print PSNR, L1 and gradient energy as JSON")
     parser.add_argument("--export", type=Path, help="write float16 safetensors when the stages are done")
@@ -423,13 +417,12 @@ def main() -> None:
     for stage in stages:
         minutes = args.minutes * (SHARES.get(stage, 0.0) if args.stage == "all" else 1.0)
         if stage == "render":
-            trainer.pool.render(
-                trainer.device, 16 if trainer.device.type == "cpu" else 64, not args.no_compile
-            )
-        elif stage == "mapping":
-            trainer.train_mapping(minutes)
-        elif stage != "none":
-            trainer.train_pictures(stage, minutes)
+            trainer.pool.render(trainer.device, 16 if trainer.device.type == "cpu" else 64, not args.no_compile)
+        elif stage != "none" and not trainer.finished(stage, minutes):
+            if stage == "mapping":
+                trainer.train_mapping(minutes)
+            else:
+                trainer.train_pictures(stage, minutes)
     if args.evaluate:
         print(json.dumps(trainer.evaluate(args.size, HELD_OUT)))
     if args.export:
