@@ -276,10 +276,11 @@ class PickleReader:
 
 
 def _key(value: Any) -> Any:
-    # Only plain values: hashing a deeply nested tuple would recurse without bound.
-    if value is not None and not isinstance(value, (str, int, float)):
-        raise TypeError
-    return value
+    # Only plain values: hashing a deeply nested tuple would recurse without bound. Of the numbers only small whole
+    # ones: large ones can be chosen to have the same hash, which makes a dictionary quadratically slow.
+    if value is None or isinstance(value, str) or (isinstance(value, int) and abs(value) < 1 << 31):
+        return value
+    raise TypeError
 
 
 def _number(size: int, signed: bool = False) -> Callable[[PickleReader], None]:

@@ -116,8 +116,7 @@ def check_tensors(config: GeneratorConfig, tensors: dict[str, Tensor]) -> None:
         found = tensors[name]
         if tuple(found.shape) != shape:
             raise CheckpointError(
-                f"the tensor {name} has the shape {list(found.shape)}, but the other weights require "
-                f"{list(shape)}; "
+                f"the tensor {name} has the shape {list(found.shape)}, but the other weights require {list(shape)}; "
                 "export the network again"
             )
         if not found.dtype.is_floating_point or not _finite(found):

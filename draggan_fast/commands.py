@@ -28,7 +28,7 @@ MAX_SHEET = 1024
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "0-3,7" → [0, 1, 2, 3, 7]."""
+    """The seeds of a list like 0-3,7: [0, 1, 2, 3, 7]."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part)

@@ -57,7 +57,7 @@ class Model:
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """ "auto" → CUDA if there is one, else the CPU. Raises DragError for a device that is not there."""
+    """The device meant; "auto" is CUDA if there is one, else the CPU. Raises DragError for one that is not there."""
     name = str(device)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

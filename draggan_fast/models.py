@@ -115,12 +115,13 @@ def resolve(name_or_path: str | os.PathLike[str], cache_dir: str | os.PathLike[s
         raise ModelError(f"The model {text} is not on this machine yet; run draggan-fast models pull {text}.")
     try:
         path = Path(text).expanduser()
-        if path.is_file():
-            return path
-        if path.is_dir():
-            raise ModelError(f"{text} is a folder; name the checkpoint file in it.")
+        is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, an unknown ~user
-        raise ModelError(f"{text[:80]!r} cannot be a file's path ({error.__class__.__name__}).") from None
+        raise ModelError(f"{text[:80]!r} cannot be a file's path ({type(error).__name__}).") from None
+    if is_file:
+        return path
+    if is_folder:
+        raise ModelError(f"{text} is a folder; name the checkpoint file in it.")
     if path.name != text or path.suffix.lower() in _SUFFIXES:
         raise ModelError(f"There is no file {text}; check the path, or see draggan-fast models for names.")
     raise _unknown(text)
