@@ -58,6 +58,7 @@ class SessionState:
     references: Tensor | None = None  # [1, N, C]; NaN rows are points whose reference is still to be taken
     movable_mask: Tensor | None = None  # [1, H, W] float32
     mask_w_plus: Tensor | None = None  # the latent whose feature the mask loss holds on to
+    moved: bool = False  # the latent has changed since the handles were last tracked
     done: bool = False
     drag_open: bool = False  # a step has been made since the points were set
     trajectory: tuple[StepResult, ...] = ()
@@ -186,6 +187,7 @@ class DragSession:
             handle_points=handles.to(self.model.device),
             target_points=targets.to(self.model.device),
             references=self._kept_references(handles),
+            moved=False,
             done=False,
             drag_open=False,
             events=add_event(self._state.events, event),
@@ -271,7 +273,8 @@ class DragSession:
 
         After a step ``handle_points`` are those of the picture before its update, as in the published program.
         """
-        self._require_points()
+        if not self._require_points().moved:
+            return self.handle_points  # subtle: tracking once more would search around another centre
         with reproducible(self.model.device):
             handles, _ = self._track(self._current_activations().x.detach())
         return handles[0].cpu().numpy()
@@ -333,7 +336,7 @@ class DragSession:
         handles, references = self._track(feature.detach())
         distances = (state.target_points - handles).norm(dim=-1)
         done = bool((distances <= config.stop_pixels(height, handles.shape[1])).all())
-        changes: dict[str, Any] = {"handle_points": handles, "references": references}
+        changes: dict[str, Any] = {"handle_points": handles, "references": references, "moved": not done}
 
         loss: Tensor | None = None
         if not done:

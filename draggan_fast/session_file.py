@@ -104,6 +104,7 @@ def save_session(session: DragSession, path: str | os.PathLike[str]) -> Path:
         },
         "config": session.config.to_json(),
         "adam_steps": state.adam_steps,
+        "moved": state.moved,
         "done": state.done,
         "drag_open": state.drag_open,
         "events": events,
@@ -249,7 +250,8 @@ def read_state(session: DragSession, document: dict[str, Any], tensors: dict[str
     values["trajectory"] = read_trajectory(document)
     values["events"] = read_events(document, tensors, session.image_size)
     values["adam_steps"] = document["adam_steps"]
-    values["done"], values["drag_open"] = document["done"] is True, document["drag_open"] is True
+    for name in ("moved", "done", "drag_open"):
+        values[name] = document[name] is True
     if not is_whole(values["adam_steps"]) or not 0 <= values["adam_steps"] <= len(values["trajectory"]):
         raise ValueError("adam_steps does not fit the trajectory")
     if values["done"] and not values["trajectory"]:

@@ -221,6 +221,15 @@ def test_what_is_handed_out_is_not_the_state(small):
     assert session.w0.abs().max() < 5
 
 
+def test_locate_agrees_with_a_drag_that_is_done(small):
+    session = dg.DragSession(small, seed=3, config=small.drag_config(r2=40))
+    session.set_points([(20, 30)], [(21, 31)])
+    assert session.locate().tolist() == [[20, 30]]
+    session.step()
+    assert session.done
+    assert np.array_equal(session.locate(), session.handle_points)
+
+
 def test_locate_finds_what_the_next_step_finds(small):
     session = new_session(small)
     for _ in range(3):

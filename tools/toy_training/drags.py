@@ -50,7 +50,9 @@ def found(before: Tensor, after: Tensor, x: float, y: float) -> tuple[float, flo
     return cx + best % side - reach, cy + best // side - reach
 
 
-def check(path: Path, drags: int, settings: dict[str, float], max_steps: int, sheet: Path | None) -> dict[str, float]:
+def check(
+    path: Path, drags: int, settings: dict[str, float], max_steps: int, sheet: Path | None
+) -> dict[str, float]:
     """Drags: how many arrive, in how many steps, and which share of the way the picture really went."""
     model = load(path, device="cpu")
     size = model.image_size[0]
@@ -101,17 +103,25 @@ def check(path: Path, drags: int, settings: dict[str, float], max_steps: int, sh
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Seeded drags of a toy-animals checkpoint, judged in the picture.")
+    parser = argparse.ArgumentParser(
+        description="Seeded drags of a toy-animals checkpoint, judged in the picture."
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--drags", type=int, default=32)
     parser.add_argument("--max-steps", type=int, default=80)
-    parser.add_argument("--set", default="{}", help="JSON, drag settings that differ from the recommended ones")
-    parser.add_argument("--sheet", type=Path, help="PNG to write: before (handle) and after (target), four a row")
+    parser.add_argument(
+        "--set", default="{}", help="JSON, drag settings that differ from the recommended ones"
+    )
+    parser.add_argument(
+        "--sheet", type=Path, help="PNG to write: before (handle) and after (target), four a row"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = json.loads(args.set)
-    print(json.dumps({**settings, **check(args.checkpoint, args.drags, settings, args.max_steps, args.sheet)}))
+    print(
+        json.dumps({**settings, **check(args.checkpoint, args.drags, settings, args.max_steps, args.sheet)})
+    )
 
 
 if __name__ == "__main__":

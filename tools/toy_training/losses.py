@@ -59,7 +59,7 @@ class Adversary:
     """
 
     MATCHING, FOOLING = 1.3, 1.1  # gradient norms at the picture, relative to that of the supervised losses
-    MEASURE_EVERY, R1_EVERY, R1_WEIGHT = 40, 16, 0.05
+    MEASURE_EVERY, R1_EVERY, R1_WEIGHT = 40, 16, 0.3
 
     def __init__(
         self,
@@ -72,7 +72,9 @@ class Adversary:
         self.steps = 0
         self.weights = (0.0, 0.0)
 
-    def step(self, leaf: Tensor, data: dict[str, Tensor], supervised: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(
+        self, leaf: Tensor, data: dict[str, Tensor], supervised: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the discriminator, and what the two terms add to the gradient at the picture ``leaf``.
 
         data: the batch's "target" and "importance".  supervised: the gradient of the other losses at ``leaf``.
@@ -109,6 +111,9 @@ class Adversary:
     def _r1(self, real: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
         """The gradients of the lazy R1 penalty, taken on half of the batch."""
         sample = real[: max(1, len(real) // 2)].detach().requires_grad_(True)
-        (slope,) = torch.autograd.grad(self.network(sample)[0].sum(), sample, create_graph=True)
-        penalty = slope.square().sum(dim=(1, 2, 3)).mean() * (0.5 * self.R1_WEIGHT * self.R1_EVERY)
+        logits = self.network(sample)[0]
+        (slope,) = torch.autograd.grad(logits.sum(), sample, create_graph=True)
+        # Per patch: summed over a picture's many logits the penalty would flatten the discriminator.
+        energy = slope.square().sum() / logits.numel()
+        penalty = energy * (0.5 * self.R1_WEIGHT * self.R1_EVERY)
         return torch.autograd.grad(penalty, parameters, allow_unused=True)
