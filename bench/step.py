@@ -1,10 +1,11 @@
-"""How long one drag step takes: prints JSON with p20/p50/p80 in milliseconds. Data only; it decides no test.
+"""How long one drag step takes, beside the published program in the same run: prints JSON. It decides no test.
 
-    python bench/step.py [--model toy-animals] [--steps 60]
+    python bench/step.py [--model toy-animals] [--steps 40]
     python bench/step.py --random 256      # random weights of config-f width at that resolution
 
-A row is one stage of the same run: "step" (track, supervise, backward, Adam, one truncated synthesis) and
-"step + render" (the same, with the full picture after each step).
+The rows take turns, step by step, so that a machine that slows down slows all of them. "step" is one truncated
+synthesis, tracking, supervision, backward and Adam; "step + picture" has the full picture too, which the published
+program always makes.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,14 @@ import numpy as np
 import torch
 
 import draggan_fast as dg
+from draggan_fast.command_common import set_threads
 from draggan_fast.commands import cpu_name
 
-WARM_UP = 5
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from published import PublishedDrag
+
+WARM_UP = 2
 CONFIG_F = (512, 512, 512, 512, 512, 256, 128, 64, 32)  # channels of the published 1024² network, 4×4 first
 
 
@@ -49,33 +55,46 @@ def percentiles(milliseconds: list[float]) -> dict[str, float]:
 
 def measure(model: dg.Model, steps: int) -> list[dict[str, Any]]:
     size = model.config.resolution
-    rows = []
-    for name, render in (("step", False), ("step + render", True)):
-        # A target that is never reached within the run, so that every step does all of its work.
-        session = dg.DragSession(model, seed=0, config=model.drag_config(lr=1e-6))
-        session.set_points([(size * 0.4, size * 0.5)], [(size * 0.8, size * 0.4)])
-        times = []
-        for _ in range(steps + WARM_UP):
+    # A crawling step size: the target is never reached, so that every step does all of its work.
+    config = model.drag_config(lr=1e-6)
+    handle, target = (round(size * 0.4), round(size * 0.5)), (round(size * 0.8), round(size * 0.4))
+    sessions = [dg.DragSession(model, seed=0, config=config) for _ in range(2)]
+    for session in sessions:
+        session.set_points([handle], [target])
+    published = PublishedDrag(model, sessions[0].w0, [handle], [target], config)
+
+    def with_picture() -> None:
+        sessions[1].render()
+        sessions[1].step()
+
+    variants: list[tuple[str, str, Callable[[], Any]]] = [
+        ("published", "step + picture", published.step),
+        ("reference", "step", sessions[0].step),
+        ("reference", "step + picture", with_picture),
+    ]
+    times: list[list[float]] = [[] for _ in variants]
+    for index in range(steps + WARM_UP):
+        for variant, (_, _, run) in enumerate(variants):
             start = time.perf_counter()
-            session.step()
-            if render:
-                session.render()
-            times.append((time.perf_counter() - start) * 1e3)
-        rows.append(
-            {
-                "suite": "step",
-                "name": name,
-                "engine": "reference",
-                "model": model.name,
-                "resolution": size,
-                "points": 1,
-                "mask": "none",
-                "precision": model.precision,
-                **percentiles(times[WARM_UP:]),
-                "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            }
-        )
-    return rows
+            run()
+            if index >= WARM_UP:
+                times[variant].append((time.perf_counter() - start) * 1e3)
+    baseline = float(np.median(times[0]))
+    return [
+        {
+            "suite": "step",
+            "name": name,
+            "engine": engine,
+            "model": model.name,
+            "resolution": size,
+            "points": 1,
+            "mask": "none",
+            "precision": model.precision,
+            **percentiles(times[variant]),
+            "ratio_to_published": round(baseline / float(np.median(times[variant])), 3),
+        }
+        for variant, (engine, name, _) in enumerate(variants)
+    ]
 
 
 def commit() -> str:
@@ -90,8 +109,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="toy-animals")
     parser.add_argument("--random", type=int, metavar="RESOLUTION", help="random config-f weights instead of a model")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     arguments = parser.parse_args()
+    set_threads(arguments.threads)
     model = random_model(arguments.random) if arguments.random else dg.load(arguments.model, device="cpu")
     result = {
         "machine": {

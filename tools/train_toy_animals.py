@@ -52,7 +52,9 @@ from draggan_fast.generator import Generator, GeneratorConfig, normalize_second_
 
 STAGES = ("mapping", "coarse", "full", "finish")
 SHARES = {"mapping": 0.03, "coarse": 0.22, "full": 0.27, "finish": 0.48}  # of --minutes
-SCENE_BATCH = 768  # latents a step whose scene, but no picture, is learned: the mapping network is slow to learn
+SCENE_BATCH = (
+    768  # latents a step whose scene, but no picture, is learned: the mapping network is slow to learn
+)
 EMA_HALF_LIFE = {"coarse": 500.0, "full": 500.0, "finish": 2000.0}  # pictures
 MAPS_WEIGHT, SCENE_WEIGHT = 0.1, 2.0  # of the auxiliary losses
 MUON_LR = 0.03
@@ -134,7 +136,9 @@ class Trainer:
     def _load(self) -> None:
         state = torch.load(self.run / "state.pt", map_location=self.device, weights_only=True)
         if state["size"] != self.size:
-            raise SystemExit(f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}.")
+            raise SystemExit(
+                f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}."
+            )
         for name in ("generator", "ema", "discriminator", "heads"):
             getattr(self, name).load_state_dict(state[name])
         self.record, self.stage, self.order = state["record"], state["stage"], state["order"].cpu()
@@ -179,12 +183,13 @@ class Trainer:
     def _start(self, stage: str, optimisers: list[torch.optim.Optimizer]) -> dict[str, float]:
         resumed = self.stage == stage and self.pending
         self.optimisers = optimisers
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["base"] = group["lr"]
+        rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
         if resumed:
             for optimiser, state in zip(optimisers, self.pending):
                 optimiser.load_state_dict(state)
+        for optimiser, bases in zip(optimisers, rates):  # after loading: this run's rates count
+            for group, base in zip(optimiser.param_groups, bases):
+                group["base"] = base
         self.pending, self.stage = [], stage
         return self.record.setdefault(stage, {"pictures": 0, "minutes": 0.0})
 
@@ -211,15 +216,12 @@ class Trainer:
         keep = 0.5 ** (pictures / EMA_HALF_LIFE[self.stage])
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1.0 - keep)
 
-    def _generator_optimisers(
-        self, muon_lr: float, momentum: float, adam_lr: float, betas: tuple[float, float]
+    def _optimisers(
+        self, network: nn.Module, muon_lr: float, momentum: float, adam_lr: float, betas: tuple[float, float]
     ) -> list[torch.optim.Optimizer]:
-        """Muon for the 3×3 convolutions of the synthesis, Adam for all else."""
-        matrices = [p for p in self.generator.synthesis.parameters() if p.ndim == 4 and p.shape[0] > 3]
-        parts = nn.ModuleList([self.generator, self.heads])
-        if self.args.optimiser == "adam":
-            return [adam(adam_groups(parts, set()), adam_lr, betas)]
-        rest = adam(adam_groups(parts, {id(p) for p in matrices}), adam_lr, betas)
+        """Muon for a network's convolutions, Adam for all else (and for what makes few channels)."""
+        matrices = [p for p in network.parameters() if p.ndim == 4 and p.shape[0] > 9 and p.shape[-1] > 1]
+        rest = adam(adam_groups(network, {id(p) for p in matrices}), adam_lr, betas)
         return [Muon(matrices, muon_lr, momentum), rest]
 
     def _scenes(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -252,7 +254,9 @@ class Trainer:
             if done["pictures"] // batch % 500 == 0:
                 self.log(stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5))
         self.ema.load_state_dict(self.generator.state_dict())
-        self.log(stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5), minutes=done["minutes"])
+        self.log(
+            stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5), minutes=done["minutes"]
+        )
         self.save()
 
     def train_pictures(self, stage: str, minutes: float) -> None:
@@ -261,18 +265,17 @@ class Trainer:
         blocks = self.config.num_blocks - (stage == "coarse")
         batch, finish = self.args.batch, stage == "finish"
         hold = 0.3 if finish else 0.4
+        drawing = nn.ModuleList([self.generator, self.heads])
         if finish:
-            optimisers = self._generator_optimisers(0.35 * self.args.muon_lr, 0.8, 2.5e-3, (0.5, 0.99))
-            optimisers.append(adam(adam_groups(self.discriminator, set()), 2e-3, (0.0, 0.99)))
+            own = self._optimisers(drawing, 0.35 * self.args.muon_lr, 0.8, 2.5e-3, (0.5, 0.99))
+            others = self._optimisers(self.discriminator, 5e-3, 0.5, 4e-3, (0.0, 0.99))
         else:
-            scale = 1.0 if stage == "coarse" else 0.7
-            rates = scale * self.args.muon_lr, scale * ADAM_LR
-            optimisers = self._generator_optimisers(rates[0], 0.9, rates[1], (0.9, 0.99))
-        own = len(optimisers) - finish  # the rest is the discriminator's
-        done = self._start(stage, optimisers)
+            scale, others = (1.0 if stage == "coarse" else 0.7), []
+            own = self._optimisers(drawing, scale * self.args.muon_lr, 0.9, scale * ADAM_LR, (0.9, 0.99))
+        done = self._start(stage, own + others)
         adversary = None
         if finish:
-            adversary = Adversary(self.discriminator, optimisers[-1], self.draw, self.low_precision)
+            adversary = Adversary(self.discriminator, others, self.draw, self.low_precision)
         scenes = self._scenes(SCENE_BATCH)
         steps, window, since = 0, [0.0, 0], time.time()
         sums: dict[str, float] = {}
@@ -291,10 +294,10 @@ class Trainer:
             maps = sum(F.l1_loss(p, data["maps"]) for p in parts)
             scene = self._scene_loss(*next(scenes))
             seen |= {"maps": maps, "scene": scene}
-            for optimiser in optimisers[:own]:
+            for optimiser in own:
                 optimiser.zero_grad()
             torch.autograd.backward([image, MAPS_WEIGHT * maps + SCENE_WEIGHT * scene], [gradient, None])
-            for optimiser in optimisers[:own]:
+            for optimiser in own:
                 optimiser.step()
             steps += 1
             if steps % 4 == 0:
@@ -373,7 +376,8 @@ class Trainer:
         self.ema.mapping.w_avg.copy_(self.ema.mapping.w(z).mean(dim=0))
         quality = self.evaluate(self.size, HELD_OUT)
         stages = {
-            k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)} for k, v in self.record.items()
+            k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)}
+            for k, v in self.record.items()
         }
         metadata = {
             "name": "toy-animals",
@@ -388,11 +392,19 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, help="run directory: state.pt, log.jsonl, contact sheets, pool")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", required=True, help="run directory: state.pt, log.jsonl, contact sheets, pool"
+    )
     parser.add_argument("--stage", default="all", choices=("all", "none", "render", *STAGES))
-    parser.add_argument("--minutes", type=float, default=120.0, help="of the stage, or of all stages together")
-    parser.add_argument("--pictures", type=int, default=0, help="length of the stage in pictures, not minutes")
+    parser.add_argument(
+        "--minutes", type=float, default=120.0, help="of the stage, or of all stages together"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=0, help="length of the stage in pictures, not minutes"
+    )
     parser.add_argument("--size", type=int, default=128, choices=(64, 128, 256))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
@@ -401,10 +413,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pool", type=int, default=28000, help="pictures rendered to train on")
     parser.add_argument("--pool-dir", help="where they lie, if not in the run directory")
-    parser.add_argument("--optimiser", default="muon", choices=("muon", "adam"))
     parser.add_argument("--muon-lr", type=float, default=MUON_LR)
     parser.add_argument("--save-minutes", type=float, default=3.0)
-    parser.add_argument("--no-compile", action="store_true", help="run eagerly (a compile takes a minute or two)")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="run eagerly (a compile takes a minute or two)"
+    )
     parser.add_argument("--resume-from", help="start from these weights if the run directory is new")
     parser.add_argument("--evaluate", action="store_true", help="print PSNR, L1 and gradient energy as JSON")
     parser.add_argument("--export", type=Path, help="write float16 safetensors when the stages are done")
@@ -417,7 +430,9 @@ def main() -> None:
     for stage in stages:
         minutes = args.minutes * (SHARES.get(stage, 0.0) if args.stage == "all" else 1.0)
         if stage == "render":
-            trainer.pool.render(trainer.device, 16 if trainer.device.type == "cpu" else 64, not args.no_compile)
+            trainer.pool.render(
+                trainer.device, 16 if trainer.device.type == "cpu" else 64, not args.no_compile
+            )
         elif stage != "none" and not trainer.finished(stage, minutes):
             if stage == "mapping":
                 trainer.train_mapping(minutes)

@@ -64,11 +64,16 @@ class Adversary:
     def __init__(
         self,
         network: Discriminator,
-        optimiser: torch.optim.Optimizer,
+        optimisers: list[torch.optim.Optimizer],
         draw: torch.Generator,
         low_precision: bool,
     ) -> None:
-        self.network, self.optimiser, self.draw, self.low_precision = network, optimiser, draw, low_precision
+        self.network, self.optimisers, self.draw, self.low_precision = (
+            network,
+            optimisers,
+            draw,
+            low_precision,
+        )
         self.steps = 0
         self.weights = (0.0, 0.0)
 
@@ -104,7 +109,8 @@ class Adversary:
             gradients = [a if b is None else a + b for a, b in zip(gradients, self._r1(real, parameters))]
         for p, g in zip(parameters, gradients):
             p.grad = g
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.steps += 1
         return gradient, {"matching": matching, "fooling": fooling, "telling": telling}
 
