@@ -139,11 +139,11 @@ def start_session(arguments: argparse.Namespace) -> DragSession:
     return session
 
 
-def run_drag(session: DragSession, animate: bool) -> Outcome:
+def run_drag(session: DragSession, animate: bool, pressed: list[bool]) -> Outcome:
     """Steps until the targets are reached, the steps run out, Ctrl-C or a failing step."""
     outcome = Outcome(session.handle_points, session.render())
     limit = session.config.max_steps
-    with interruptible() as pressed, tqdm(total=limit, unit="step", disable=None) as bar:
+    with tqdm(total=limit, unit="step", disable=None) as bar:
         for index in range(limit):
             start = time.perf_counter()
             # The picture goes first: it shares the step's features, and the step's handles are those in it.
@@ -168,9 +168,10 @@ def drag(arguments: argparse.Namespace) -> int:
     check_arguments(arguments)
     set_threads(arguments.threads)
     session = start_session(arguments)
-    folder = check_folder(arguments.out)
-    outcome = run_drag(session, arguments.animation != "none")
-    write_results(arguments, folder, session, outcome)
+    with interruptible() as pressed:
+        folder = check_folder(arguments.out)
+        outcome = run_drag(session, arguments.animation != "none", pressed)
+        write_results(arguments, folder, session, outcome)
     if outcome.failure is not None:
         raise DragError(f"{outcome.failure} What was done before is in {folder}.")
 

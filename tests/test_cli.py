@@ -313,7 +313,7 @@ def test_ctrl_c_keeps_what_is_done(drag_arguments, tmp_path):
         deadline = time.monotonic() + 60
         while not (tmp_path / "out").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(1.0)
+        time.sleep(0.5)
         child.send_signal(signal.SIGINT)
         output, errors = child.communicate(timeout=60)
     assert child.returncode == 130, errors

@@ -52,9 +52,7 @@ from draggan_fast.generator import Generator, GeneratorConfig, normalize_second_
 
 STAGES = ("mapping", "coarse", "full", "finish")
 SHARES = {"mapping": 0.03, "coarse": 0.22, "full": 0.27, "finish": 0.48}  # of --minutes
-SCENE_BATCH = (
-    768  # latents a step whose scene, but no picture, is learned: the mapping network is slow to learn
-)
+SCENE_BATCH = 768  # latents a step whose scene is learned without a picture: the mapping network is slow
 EMA_HALF_LIFE = {"coarse": 500.0, "full": 500.0, "finish": 2000.0}  # pictures
 MAPS_WEIGHT, SCENE_WEIGHT = 0.1, 2.0  # of the auxiliary losses
 MUON_LR = 0.03
@@ -90,14 +88,15 @@ class Trainer:
         )
         torch.manual_seed(args.seed)
         self.config = generator_config(self.size)
+        described = toy_animals.describe(torch.zeros(1, toy_animals.LATENT_DIM)).shape[1]
         with torch.device(self.device):
             self.generator = Generator(self.config).to(memory_format=torch.channels_last)
             self.discriminator = Discriminator().to(memory_format=torch.channels_last)
-            width = len(toy_animals.describe(torch.zeros(1, toy_animals.LATENT_DIM, device="cpu"))[0])
-            maps = len(toy_animals.MAPS)
             # Thrown away after training: they make w tell the scene, and features tell parts and places.
-            self.heads = nn.ModuleDict({"scene": nn.Linear(512, width)})
-            self.heads.update({f"block{b}": nn.Conv2d(self.config.channels[b], maps, 1) for b in (3, 4)})
+            self.heads = nn.ModuleDict({"scene": nn.Linear(self.config.w_dim, described)})
+            self.heads.update(
+                {f"block{b}": nn.Conv2d(self.config.channels[b], len(toy_animals.MAPS), 1) for b in (3, 4)}
+            )
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.pool = Pool(Path(args.pool_dir or self.run / "pool"), self.size, args.pool, args.seed)
         self.record: dict[str, dict[str, float]] = {}  # stage → pictures and minutes done
@@ -405,7 +404,7 @@ def main() -> None:
     parser.add_argument(
         "--pictures", type=int, default=0, help="length of the stage in pictures, not minutes"
     )
-    parser.add_argument("--size", type=int, default=128, choices=(64, 128, 256))
+    parser.add_argument("--size", type=int, default=128, choices=(128, 256))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -58,7 +58,7 @@ class Adversary:
     all of the picture is seen.
     """
 
-    MATCHING, FOOLING = 1.3, 1.1  # gradient norms at the picture, relative to that of the supervised losses
+    MATCHING, FOOLING = 1.3, 0.9  # gradient norms at the picture, relative to that of the supervised losses
     MEASURE_EVERY, R1_EVERY, R1_WEIGHT = 40, 16, 0.3
 
     def __init__(
@@ -68,14 +68,9 @@ class Adversary:
         draw: torch.Generator,
         low_precision: bool,
     ) -> None:
-        self.network, self.optimisers, self.draw, self.low_precision = (
-            network,
-            optimisers,
-            draw,
-            low_precision,
-        )
-        self.steps = 0
-        self.weights = (0.0, 0.0)
+        self.network, self.optimisers = network, optimisers
+        self.draw, self.low_precision = draw, low_precision
+        self.steps, self.weights = 0, (0.0, 0.0)
 
     def step(
         self, leaf: Tensor, data: dict[str, Tensor], supervised: Tensor

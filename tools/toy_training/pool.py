@@ -25,7 +25,7 @@ IMPORTANCE = {
     "eye_left": (1.0, 9.0), "eye_right": (1.0, 9.0), "nose": (1.0, 6.0), "lip_upper": (1.0, 5.0),
     "lip_lower": (1.0, 6.0), "mouth_left": (1.0, 5.0), "mouth_right": (1.0, 5.0), "brow_left_outer": (0.8, 4.0),
     "brow_left_inner": (0.8, 4.0), "brow_right_inner": (0.8, 4.0), "brow_right_outer": (0.8, 4.0),
-    "ear_left": (0.5, 7.0), "ear_right": (0.5, 7.0), "head_top": (0.3, 6.0),
+    "ear_left": (0.5, 7.0), "ear_right": (0.5, 7.0), "head_top": (1.0, 8.0),
 }  # fmt: skip
 IMPORTANCE_GAIN = 2.5
 
