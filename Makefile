@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/draggan-fast drag --seed 5 --handle 64,74 --target 76,66 --out $(OUT)
+	$(BIN)/draggan-fast drag --seed 29 --handle 67,78 --target 52,74 --out $(OUT)
 	@echo "Open $(OUT)/drag.webp (or before.png and after.png)."
 
 test: setup check

@@ -2,8 +2,8 @@
 
     import draggan_fast as dg
 
-    session = dg.DragSession(dg.load("toy-animals"), seed=5)
-    session.set_points([(64, 74)], [(76, 66)])
+    session = dg.DragSession(dg.load("toy-animals"), seed=29)
+    session.set_points([(67, 78)], [(52, 74)])
     session.run()
     picture = session.render()  # uint8 [H, W, 3]
 

@@ -117,9 +117,7 @@ def _paint_eyes(
     return _over(face, eye, _cover(opening, pixel)), lash
 
 
-def _paint_mouth(
-    p: dict, face: Tensor, x: Tensor, y: Tensor, fur: Tensor, pixel: Tensor
-) -> tuple[Tensor, Tensor]:
+def _paint_mouth(p: dict, face: Tensor, x: Tensor, y: Tensor, fur: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
     """Paint philtrum, mouth, tongue and teeth; gives back the face and the mouth's coverage."""
     half = p["mouth_width"]
     t = x / half
@@ -242,7 +240,7 @@ def _paint_body(
     tone = _shade(cloth * 0.85 + 0.10, (0.5 * cu, 0.5 * cv - 0.3, 0.75 + 0.0 * cu), sky, gloss=0.03)
     ring = _cover(collar, pixel)
     back = _over(back, tone * (1.0 - 0.25 * torch.exp(-(((collar + 0.02) / 0.04) ** 2))), ring)
-    neck, ku, kv = ellipse(nx, -0.59, 0.35, 0.16)
+    neck, ku, _kv = ellipse(nx, -0.59, 0.35, 0.16)
     inside = _cover(neck, pixel)
     return _over(back, fur * (0.62 + 0.10 * ku), inside), torch.maximum(torch.maximum(body, ring), inside)
 

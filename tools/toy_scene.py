@@ -339,9 +339,7 @@ def brow_ends(p: dict[str, Tensor], side: Tensor | float) -> tuple[tuple, tuple]
     return (x - 0.15, y - 0.15 * p["brow_tilt"]), (x + 0.17, y + 0.17 * p["brow_tilt"] - 0.035)
 
 
-def _landmarks(
-    p: dict[str, Tensor], head: _Ellipsoids, rotation: list[list[Tensor]], ears: list[Ear]
-) -> Tensor:
+def _landmarks(p: dict[str, Tensor], head: _Ellipsoids, rotation: list[list[Tensor]], ears: list[Ear]) -> Tensor:
     """Landmarks in the picture frame, [B, 21, 2], x right and y up."""
     zero = torch.zeros_like(p["yaw"])
     ex, ey, er = p["eye_spacing"], p["eye_height"], p["eye_size"]

@@ -57,7 +57,8 @@ EMA_HALF_LIFE = {"coarse": 500.0, "full": 500.0, "finish": 2000.0}  # pictures
 MAPS_WEIGHT, SCENE_WEIGHT = 0.1, 2.0  # of the auxiliary losses
 MUON_LR = 0.03
 ADAM_LR = 4e-3
-DRAG = {"feature_block": 4, "lr": 2e-2, "r1": 3, "r2": 12}
+# Measured with toy_training/drags.py, see the model card.
+DRAG = {"feature_block": 4, "lr": 3e-2, "r1": 3, "r2": 12, "layers": 4, "stop_distance": 1}
 
 
 def generator_config(size: int) -> GeneratorConfig:
@@ -135,9 +136,7 @@ class Trainer:
     def _load(self) -> None:
         state = torch.load(self.run / "state.pt", map_location=self.device, weights_only=True)
         if state["size"] != self.size:
-            raise SystemExit(
-                f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}."
-            )
+            raise SystemExit(f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}.")
         for name in ("generator", "ema", "discriminator", "heads"):
             getattr(self, name).load_state_dict(state[name])
         self.record, self.stage, self.order = state["record"], state["stage"], state["order"].cpu()
@@ -253,9 +252,7 @@ class Trainer:
             if done["pictures"] // batch % 500 == 0:
                 self.log(stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5))
         self.ema.load_state_dict(self.generator.state_dict())
-        self.log(
-            stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5), minutes=done["minutes"]
-        )
+        self.log(stage="mapping", pictures=done["pictures"], loss=round(loss.item(), 5), minutes=done["minutes"])
         self.save()
 
     def train_pictures(self, stage: str, minutes: float) -> None:
@@ -375,8 +372,7 @@ class Trainer:
         self.ema.mapping.w_avg.copy_(self.ema.mapping.w(z).mean(dim=0))
         quality = self.evaluate(self.size, HELD_OUT)
         stages = {
-            k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)}
-            for k, v in self.record.items()
+            k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)} for k, v in self.record.items()
         }
         metadata = {
             "name": "toy-animals",
@@ -391,19 +387,11 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--run", required=True, help="run directory: state.pt, log.jsonl, contact sheets, pool"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="run directory: state.pt, log.jsonl, contact sheets, pool")
     parser.add_argument("--stage", default="all", choices=("all", "none", "render", *STAGES))
-    parser.add_argument(
-        "--minutes", type=float, default=120.0, help="of the stage, or of all stages together"
-    )
-    parser.add_argument(
-        "--pictures", type=int, default=0, help="length of the stage in pictures, not minutes"
-    )
+    parser.add_argument("--minutes", type=float, default=120.0, help="of the stage, or of all stages together")
+    parser.add_argument("--pictures", type=int, default=0, help="length of the stage in pictures, not minutes")
     parser.add_argument("--size", type=int, default=128, choices=(128, 256))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
@@ -414,9 +402,7 @@ def main() -> None:
     parser.add_argument("--pool-dir", help="where they lie, if not in the run directory")
     parser.add_argument("--muon-lr", type=float, default=MUON_LR)
     parser.add_argument("--save-minutes", type=float, default=3.0)
-    parser.add_argument(
-        "--no-compile", action="store_true", help="run eagerly (a compile takes a minute or two)"
-    )
+    parser.add_argument("--no-compile", action="store_true", help="run eagerly (a compile takes a minute or two)")
     parser.add_argument("--resume-from", help="start from these weights if the run directory is new")
     parser.add_argument("--evaluate", action="store_true", help="print PSNR, L1 and gradient energy as JSON")
     parser.add_argument("--export", type=Path, help="write float16 safetensors when the stages are done")
@@ -429,9 +415,7 @@ def main() -> None:
     for stage in stages:
         minutes = args.minutes * (SHARES.get(stage, 0.0) if args.stage == "all" else 1.0)
         if stage == "render":
-            trainer.pool.render(
-                trainer.device, 16 if trainer.device.type == "cpu" else 64, not args.no_compile
-            )
+            trainer.pool.render(trainer.device, 16 if trainer.device.type == "cpu" else 64, not args.no_compile)
         elif stage != "none" and not trainer.finished(stage, minutes):
             if stage == "mapping":
                 trainer.train_mapping(minutes)

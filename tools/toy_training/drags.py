@@ -50,9 +50,7 @@ def found(before: Tensor, after: Tensor, x: float, y: float) -> tuple[float, flo
     return cx + best % side - reach, cy + best // side - reach
 
 
-def check(
-    path: Path, drags: int, settings: dict[str, float], max_steps: int, sheet: Path | None
-) -> dict[str, float]:
+def check(path: Path, drags: int, settings: dict[str, float], max_steps: int, sheet: Path | None) -> dict[str, float]:
     """Drags: how many arrive, in how many steps, and which share of the way the picture really went."""
     model = load(path, device="cpu")
     size = model.image_size[0]
@@ -79,7 +77,7 @@ def check(
         asked = target - handle
         rows.append(
             (float(session.done), len(session.trajectory), float(moved @ asked / asked.square().sum()),
-             float((session.w_plus - session.w0[0]).norm()), spent / max(1, len(session.trajectory)))
+             float((session.w_plus - session.w0).norm()), spent / max(1, len(session.trajectory)))
         )  # fmt: skip
         for picture, point in zip(pair, (handle, target)):
             x, y = point.round().long().tolist()
@@ -103,25 +101,17 @@ def check(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Seeded drags of a toy-animals checkpoint, judged in the picture."
-    )
+    parser = argparse.ArgumentParser(description="Seeded drags of a toy-animals checkpoint, judged in the picture.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--drags", type=int, default=32)
     parser.add_argument("--max-steps", type=int, default=80)
-    parser.add_argument(
-        "--set", default="{}", help="JSON, drag settings that differ from the recommended ones"
-    )
-    parser.add_argument(
-        "--sheet", type=Path, help="PNG to write: before (handle) and after (target), four a row"
-    )
+    parser.add_argument("--set", default="{}", help="JSON, drag settings that differ from the recommended ones")
+    parser.add_argument("--sheet", type=Path, help="PNG to write: before (handle) and after (target), four a row")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = json.loads(args.set)
-    print(
-        json.dumps({**settings, **check(args.checkpoint, args.drags, settings, args.max_steps, args.sheet)})
-    )
+    print(json.dumps({**settings, **check(args.checkpoint, args.drags, settings, args.max_steps, args.sheet)}))
 
 
 if __name__ == "__main__":

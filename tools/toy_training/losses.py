@@ -72,9 +72,7 @@ class Adversary:
         self.draw, self.low_precision = draw, low_precision
         self.steps, self.weights = 0, (0.0, 0.0)
 
-    def step(
-        self, leaf: Tensor, data: dict[str, Tensor], supervised: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, leaf: Tensor, data: dict[str, Tensor], supervised: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the discriminator, and what the two terms add to the gradient at the picture ``leaf``.
 
         data: the batch's "target" and "importance".  supervised: the gradient of the other losses at ``leaf``.

@@ -56,9 +56,7 @@ class Pool:
     def _array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
         path = self.folder / f"{name}-{self.size}.bin"
         if path.exists() and path.stat().st_size != int(np.prod(shape)) * np.dtype(dtype).itemsize:
-            raise SystemExit(
-                f"{path} was made for another number of pictures: give the same --pool, or another --run."
-            )
+            raise SystemExit(f"{path} was made for another number of pictures: give the same --pool, or another --run.")
         return np.memmap(path, dtype=dtype, mode="r+" if path.exists() else "w+", shape=shape)
 
     @property
@@ -81,9 +79,7 @@ class Pool:
             draw = torch.compile(draw, dynamic=False)
         start, first = time.time(), self.ready
         for low in range(first, self.total, batch):
-            rows = (
-                np.arange(low, low + batch) % self.total
-            )  # a last batch that wraps keeps one compiled shape
+            rows = np.arange(low, low + batch) % self.total  # a last batch that wraps keeps one compiled shape
             picture, maps, landmarks = draw(self.latents[torch.from_numpy(rows)].to(device))
             self.images[rows], self.maps[rows] = picture.cpu().numpy(), maps.cpu().numpy()
             self.landmarks[rows] = landmarks.cpu().numpy()
