@@ -79,7 +79,9 @@ def build_parser() -> Parser:
     start = drag.add_mutually_exclusive_group()
     start.add_argument("--seed", type=int, help="seed of the start picture (default 0)")
     start.add_argument(
-        "--latent", metavar="FILE", help="start latent: a saved session, or .npy/.npz/.safetensors with w or w_plus"
+        "--latent",
+        metavar="FILE",
+        help="start latent: .npy, or .npz/.safetensors with w or w_plus; of a saved session, where it ended",
     )
     add_start(drag)
     drag.add_argument(
@@ -99,7 +101,9 @@ def build_parser() -> Parser:
         help="where that handle shall go; one per handle",
     )
     drag.add_argument(
-        "--movable", metavar="MASK.png", help="white where the picture may change, black where it must stay"
+        "--movable",
+        metavar="MASK.png",
+        help="PNG of the picture's size: light (128…255) where it may change, dark where it must stay",
     )
     drag.add_argument(
         "--preset",

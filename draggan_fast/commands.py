@@ -35,8 +35,10 @@ def parse_seeds(text: str) -> list[int]:
         if not match:
             raise DragError(f"{text!r} is not a list of seeds; write for example 0-15 or 3,7,20-29.")
         first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first >= MAX_SHEET:
-            raise DragError(f"The seeds {part.strip()} must ascend and be at most {MAX_SHEET}.")
+        if last < first:
+            raise DragError(f"The seeds {part.strip()} must ascend.")
+        if last - first >= MAX_SHEET:
+            raise DragError(f"The seeds {part.strip()} are too many for one sheet; at most {MAX_SHEET}.")
         seeds.extend(range(first, last + 1))
     if len(seeds) > MAX_SHEET:
         raise DragError(f"{len(seeds)} seeds are too many for one sheet; at most {MAX_SHEET}.")
@@ -52,9 +54,11 @@ def generate(arguments: argparse.Namespace) -> int:
     model = load(arguments.model, arguments.device, arguments.precision)
     psi = DEFAULT_PSI if arguments.psi is None else arguments.psi
     frames = [DragSession(model, seed=s, truncation_psi=psi, label=arguments.label).render() for s in seeds]
+    if arguments.watermark:  # each picture, not the sheet: pictures are cut out of sheets
+        frames = [media.draw_watermark(frame) for frame in frames]
     columns = arguments.columns or min(8, int(np.ceil(np.sqrt(len(frames)))))
-    sheet = media.contact_sheet(frames, columns)
-    media.save_image(out, sheet, info=provenance(model), watermark=arguments.watermark)
+    sheet = media.contact_sheet(frames, columns, labels=[str(s) for s in seeds])
+    media.save_image(out, sheet, info=provenance(model))
     print(f"{len(frames)} pictures of {model.name} → {out}")
     return 0
 
@@ -85,7 +89,10 @@ def replay(arguments: argparse.Namespace) -> int:
     found = session_file.replay_session(arguments.session, model)
     if out:
         media.save_image(out, found.session.render(), info=provenance(found.session.model))
-    start = "the start belongs to the seed" if found.same_start else "the start does NOT belong to the seed"
+    if found.session.seed is None:
+        start = "from a given latent"
+    else:
+        start = "the start belongs to the seed" if found.same_start else "the start does NOT belong to the seed"
     handles = "the same handles at every step" if found.same_handles else "DIFFERENT handles"
     print(
         f"{'reproduced' if found.reproduced else 'NOT reproduced'}: {len(found.session.trajectory)} steps, {start}, "
@@ -152,7 +159,8 @@ def compiled_library() -> str:
         info = import_module("draggan_fast._C").build_info()
     except ImportError as error:
         return (
-            f"absent ({error}): the reference kernels serve; install with a C++ compiler and torch present to build it"
+            f"absent ({error}): the reference kernels serve; to build it install with a C++ compiler, with torch "
+            "present and with pip's --no-build-isolation"
         )
     return f"present, built by {info['compiler']} (holds no op yet)"
 

@@ -201,16 +201,22 @@ def write_results(arguments: argparse.Namespace, folder: Path, session: DragSess
     targets, mask = session.target_points, session.movable_mask
     scale = max(1, round(SHOWN_SIZE / session.image_size[0]))
 
-    def shown(frame: np.ndarray, points: np.ndarray, trail: np.ndarray | None = None) -> np.ndarray:
+    def shown(
+        frame: np.ndarray, points: np.ndarray, trail: np.ndarray | None = None, region: np.ndarray | None = mask
+    ) -> np.ndarray:
         if not arguments.overlay:
             return media.upscale(frame, scale)
-        return media.draw_overlay(frame, points, targets, mask, scale=scale, trail=trail)
+        return media.draw_overlay(frame, points, targets, region, scale=scale, trail=trail)
 
     media.save_image(folder / "before.png", outcome.before, info=info, watermark=watermark)
     media.save_image(folder / "after.png", after, info=info, watermark=watermark)
-    pair = [shown(outcome.before, outcome.start_handles), shown(after, handles)]
+    # The fixed region is dimmed on the left only: on the right one wants to see that it has stayed.
+    pair = [shown(outcome.before, outcome.start_handles), shown(after, handles, region=None)]
     comparison = media.side_by_side(pair, labels=("before", "after"))
     media.save_image(folder / "comparison.png", comparison, info=info, watermark=watermark)
+    for other in ("webp", "gif", "mp4"):  # of an earlier drag into this folder: it would pass for this one's
+        if other != arguments.animation:
+            (folder / f"drag.{other}").unlink(missing_ok=True)
     if arguments.animation == "none":
         return
     # A drag that is done ended with a step that changed nothing: its picture is the last one already.

@@ -109,6 +109,10 @@ class DragSession:
         config: DragConfig | None = None,
         noise: str = "const",
     ) -> None:
+        if not isinstance(model, Model):
+            raise DragError(f"model must be what draggan_fast.load gives, not {type(model).__name__}.")
+        if config is not None and not isinstance(config, DragConfig):
+            raise DragError(f"config must be a DragConfig, not {type(config).__name__}.")
         self.model = model
         self.config = config if config is not None else model.drag_config()
         self.image_size = model.image_size
@@ -492,7 +496,7 @@ class DragSession:
             raise DragError(f"noise must be 'const' or 'none' while dragging, not {self.noise!r}.")
         psi, cutoff = self.truncation_psi, self.truncation_cutoff
         if isinstance(psi, bool) or not isinstance(psi, Real) or not abs(psi) < 1e6:
-            raise DragError(f"truncation_psi must be a finite number, not {psi!r}.")
+            raise DragError(f"truncation_psi must be a number between -1e6 and 1e6, not {psi!r}.")
         self.truncation_psi = float(psi)
         if cutoff is not None and not (is_whole(cutoff) and 0 <= cutoff <= network.num_ws):
             raise DragError(f"truncation_cutoff must be None or a row from 0 to {network.num_ws}, not {cutoff!r}.")

@@ -81,8 +81,10 @@ def test_drag_that_is_there_already(drag_arguments, capsys):
 @pytest.mark.parametrize("animation", ["gif", "mp4", "none"])
 def test_animation_formats(drag_arguments, tmp_path, animation):
     assert main([*drag_arguments, "--animation", animation, "--no-overlay", "--watermark"]) == 3
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert (f"drag.{animation}" in names) == (animation != "none")
+    main(drag_arguments)  # a second drag into the same folder leaves nothing of the first
+    main([*drag_arguments, "--animation", animation])
+    names = {p.name for p in (tmp_path / "out").glob("drag.*")}
+    assert names == ({f"drag.{animation}"} if animation != "none" else set())
 
 
 def test_long_drags_are_thinned(drag_arguments, tmp_path, monkeypatch):

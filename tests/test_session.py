@@ -439,6 +439,11 @@ def test_bad_input_is_one_sentence_and_changes_nothing(small, attempt, message):
     session.step()
 
 
+def test_a_model_is_not_a_name():
+    with pytest.raises(dg.DragError, match=r"draggan_fast\.load"):
+        dg.DragSession("toy-animals", seed=0)
+
+
 def test_a_step_without_points(small):
     with pytest.raises(dg.DragError, match="No points"):
         dg.DragSession(small, seed=0).step()
@@ -481,6 +486,7 @@ def test_a_step_that_is_not_finite_is_taken_back(small):
         ({"seed": 0, "truncation_cutoff": -1}, "truncation_cutoff"),
         ({"seed": 0, "truncation_psi": "a"}, "truncation_psi"),
         ({"seed": 0, "truncation_psi": 10**400}, "truncation_psi"),
+        ({"seed": 0, "config": {"lr": 1}}, "config must be a DragConfig"),
         ({"w": ["a", "b"]}, "array of numbers"),
         ({"w": [[1, 2], [3]]}, "array of numbers"),
     ],
