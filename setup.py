@@ -1,6 +1,7 @@
 """Packages and the optional C++ library; everything else is in pyproject.toml.
 
-``kernels/`` stands at the top of the repository and is installed as ``draggan_fast.kernels``. The compiled library
+``kernels/`` and ``bench/`` stand at the top of the repository and are installed as ``draggan_fast.kernels`` and
+``draggan_fast.bench``. The compiled library
 ``draggan_fast._C`` is built when torch can be imported while building and a C++ compiler works; without it the
 install succeeds all the same, the reference kernels serve, and ``draggan-fast doctor`` says so.
 """
@@ -11,7 +12,7 @@ import sys
 
 from setuptools import setup
 
-PACKAGES = ["draggan_fast", "draggan_fast.kernels"]
+PACKAGES = ["draggan_fast", "draggan_fast.kernels", "draggan_fast.bench", "draggan_fast.bench.suites"]
 PACKAGE_DATA = {"draggan_fast": ["py.typed", "*.json", "assets/*"]}
 
 
@@ -43,7 +44,12 @@ def extension_arguments() -> dict:
 
 setup(
     packages=PACKAGES,
-    package_dir={"draggan_fast": "draggan_fast", "draggan_fast.kernels": "kernels"},
+    package_dir={
+        "draggan_fast": "draggan_fast",
+        "draggan_fast.kernels": "kernels",
+        "draggan_fast.bench": "bench",
+        "draggan_fast.bench.suites": "bench/suites",
+    },
     package_data=PACKAGE_DATA,
     **extension_arguments(),
 )

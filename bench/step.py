@@ -23,14 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from draggan_fast.bench.published import PublishedDrag
 
 import draggan_fast as dg
 from draggan_fast.command_common import set_threads
 from draggan_fast.commands import cpu_name
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from published import PublishedDrag
 
 WARM_UP = 2
 CONFIG_F = (512, 512, 512, 512, 512, 256, 128, 64, 32)  # channels of the published 1024² network, 4×4 first

@@ -12,8 +12,10 @@ import io
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
+from .cli_measure import add_measuring_commands
 from .errors import DragError
 from .models import DEFAULT_MODEL
 from .version import __version__
@@ -164,11 +166,14 @@ def build_parser() -> Parser:
 
     doctor = commands.add_parser("doctor", help="versions, devices, and which kernel serves each op")
     doctor.add_argument("--json", action="store_true", help="as JSON")
+    add_measuring_commands(commands)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds to import, and --help and argument errors need none of it.
+    if "module" in arguments:  # one of those that measure
+        return int(import_module(arguments.module).run(arguments))
     from .commands import COMMANDS
 
     return COMMANDS[arguments.command](arguments)

@@ -6,7 +6,8 @@ pass; its backward is one multiplication. ``draggan_fast.kernels.reference`` doc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,24 @@ class Backend(NamedTuple):
 def backends() -> dict[str, Backend]:
     """Op → backend. So far every op is served by the reference kernels."""
     return {op: Backend("reference", "plain PyTorch; no compiled kernel exists yet") for op in OPS}
+
+
+def available_backends(op: str, device_type: str = "cpu") -> tuple[str, ...]:
+    """The names of the backends that can serve an op on such a device here, the reference first."""
+    if op not in OPS:
+        raise DragError(f"There is no op {op!r}; the ops are {', '.join(OPS)}.")
+    return ("reference",)
+
+
+@contextlib.contextmanager
+def forced_backend(name: str) -> Iterator[None]:
+    """Every op is served by this backend inside the context (for tests and A/B measurements).
+
+    Raises DragError if some op has no such backend here.
+    """
+    if name != "reference":
+        raise DragError(f"There is no backend {name!r} here; there is reference.")
+    yield
 
 
 @torch.library.custom_op("draggan_fast::motion_supervision", mutates_args=())

@@ -23,7 +23,8 @@ ALLOWED = {
         "_family_common", "_family_nvidia", "_family_rosinality", "_family_tensorflow",
         "_pickle_data", "_tensor_data", "_torch_files", "atomic", "generator",
     },
-    "cli": {"commands", "models"},
+    "cli": {"cli_measure", "commands", "models"},
+    "cli_measure": set(),
     "command_common": {"loading", "media"},
     "commands": {
         "checkpoint", "command_common", "drag_command", "loading", "media", "models", "ops", "session", "session_file",
@@ -98,12 +99,18 @@ def test_nothing_imports_tests_bench_or_tools():
             assert not tops & {"tests", "bench", "tools"}, path
 
 
-def test_kernels_are_not_a_top_level_name():
+def test_only_the_command_line_reaches_the_benchmarks():
+    for path in PACKAGE.glob("*.py"):
+        assert path.name == "cli_measure.py" or "draggan_fast.bench" not in text_of(path), path.name
+
+
+def test_kernels_and_benchmarks_are_not_top_level_names():
     assert importlib.util.find_spec("draggan_fast.kernels.reference") is not None
+    assert importlib.util.find_spec("draggan_fast.bench.published") is not None
     for folder in ("draggan_fast", "kernels", "tools", "bench", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
             tops = {name.split(".")[0] for name in absolute_imports(path, "draggan_fast")}
-            assert "kernels" not in tops, f"{path}: import draggan_fast.kernels"
+            assert not tops & {"kernels", "bench"}, f"{path}: import draggan_fast.kernels, draggan_fast.bench"
 
 
 def test_files_can_be_read_in_one_sitting():

@@ -19,7 +19,7 @@ def wheel(tmp_path_factory):
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("draggan_fast", "kernels", "csrc"):
+    for name in ("draggan_fast", "kernels", "bench", "csrc"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(folder), "."]
     subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=300)
@@ -35,6 +35,8 @@ def test_wheel_holds_what_the_package_needs(wheel):
         "draggan_fast/assets/MODEL_CARD.md",
         "draggan_fast/kernels/__init__.py",
         "draggan_fast/kernels/reference.py",
+        "draggan_fast/bench/published.py",
+        "draggan_fast/bench/suites/__init__.py",
     } <= wheel
     modules = {f"draggan_fast/{p.name}" for p in (ROOT / "draggan_fast").glob("*.py")}
     assert modules <= wheel

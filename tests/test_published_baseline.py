@@ -1,28 +1,15 @@
 """The benchmark's baseline is the published program: it makes the recorded drags too."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from draggan_fast.bench import published
 
 from tests.test_golden_drags import CASES, golden_session
 
 
-@pytest.fixture(scope="module")
-def published():
-    path = Path(__file__).resolve().parent.parent / "bench" / "published.py"
-    spec = importlib.util.spec_from_file_location("bench_published", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_trajectory(published, nvlabs, case):
+def test_trajectory(nvlabs, case):
     session, record, tensors = golden_session(nvlabs, case)
     mask = session.movable_mask
     drag = published.PublishedDrag(
@@ -45,7 +32,7 @@ def test_trajectory(published, nvlabs, case):
         assert drag.generator.synthesis.blocks[3].conv1.weight.grad is not None
 
 
-def test_the_shared_model_is_left_alone(published, nvlabs):
+def test_the_shared_model_is_left_alone(nvlabs):
     session, _, _ = golden_session(nvlabs, "drag_one_point")
     drag = published.PublishedDrag(nvlabs, session.w0, [(100, 123)], [(150, 123)], session.config)
     drag.step()
