@@ -9,6 +9,7 @@ from typing import Any
 from .errors import DragError
 
 SPACES = ("w_plus", "w")
+ENGINES = ("auto", "reference", "fast")
 STOP_RULES = ("published", "paper")
 MAX_R1, MAX_R2 = 64, 128  # pixels at 512: far beyond any use, and what keeps a window's memory bounded
 
@@ -25,6 +26,8 @@ class DragConfig:
     stop_distance: the drag is done when no handle is farther from its target, in image pixels; at least 1, since a
     handle that near is not moved any more. "published" = max(2/512·H, 2); "paper" = 1, or 2 with more than 5 points.
     max_steps: where ``run`` gives up.
+    engine: who computes the steps: "reference" (plain PyTorch and autograd, float32), "fast" (frozen weights, in the
+    precision that ``load`` was asked for), or "auto": fast where it can run the network, else reference.
     """
 
     lr: float = 1e-3
@@ -37,6 +40,7 @@ class DragConfig:
     space: str = "w_plus"
     stop_distance: float | str = "published"
     max_steps: int = 300
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         def number(name: str, least: float, most: float, *, strict: bool = False, whole: bool = False) -> None:
@@ -59,6 +63,8 @@ class DragConfig:
         number("max_steps", 1, 1_000_000, whole=True)
         if self.space not in SPACES:
             raise DragError(f"space must be one of {', '.join(SPACES)}, not {self.space!r}.")
+        if self.engine not in ENGINES:
+            raise DragError(f"engine must be one of {', '.join(ENGINES)}, not {self.engine!r}.")
         if isinstance(self.stop_distance, str):
             if self.stop_distance not in STOP_RULES:
                 raise DragError(f"stop_distance must be a number or one of {', '.join(STOP_RULES)}.")

@@ -10,10 +10,10 @@ import torch
 
 from . import checkpoint, models
 from .config import DragConfig
+from .engine import PRECISIONS
 from .errors import DragError
 from .generator import Generator, GeneratorConfig
 
-PRECISIONS = ("auto", "fp32")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def load(
 ) -> Model:
     """Loads a named model (see ``draggan-fast models``) or a checkpoint file of any supported family.
 
-    device: "auto", "cpu", "cuda" or "cuda:N".  precision: "auto" or "fp32", the same for now.
+    device: "auto", "cpu", "cuda" or "cuda:N".  precision: "fp32", "bf16", or "auto": what the
+    device is fast in (see ``engine.best_precision``).
     Raises DragError if the model is unknown, its file cannot be used, or the device or precision is not there.
     """
     if precision not in PRECISIONS:
@@ -100,5 +101,5 @@ def load(
         family=loaded.family,
         metadata=loaded.metadata,
         device=picked,
-        precision="fp32",
+        precision=precision,
     )

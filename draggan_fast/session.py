@@ -21,8 +21,8 @@ from torch import Tensor
 
 from . import ops
 from .config import DragConfig
+from .engine import Engine, Features, make_engine
 from .errors import DragError
-from .generator import Activations
 from .loading import Model
 
 Points = Sequence[Sequence[float]] | np.ndarray | Tensor
@@ -129,7 +129,10 @@ class DragSession:
             self._state = self._fresh_state()
         self._undo: list[SessionState] = []
         self._redo: list[SessionState] = []
-        self._activations: Activations | None = None
+        self._engine = make_engine(
+            model.generator, model.device, self.config.feature_block, noise, self.config.engine, model.precision
+        )
+        self._features: Features | None = None
         self._feature0: Tensor | None = None
 
     # --- what a caller sees -------------------------------------------------------------------------------
@@ -280,14 +283,14 @@ class DragSession:
         if not self._require_points().moved:
             return self.handle_points  # subtle: tracking once more would search around another centre
         with reproducible(self.model.device):
-            handles, _ = self._track(self._current_activations().x.detach())
+            handles, _ = self._track(self._current_features().feature)
         return handles[0].cpu().numpy()
 
     def render(self) -> np.ndarray:
         """The picture of the current latent: uint8 [H, W, 3]. It shares the next step's features."""
         with reproducible(self.model.device), torch.no_grad():
             ws = self._w_plus(self._state.parameter)
-            image = self.model.generator.render(self._current_activations(), ws)
+            image = self._engine.picture(self._current_features(), ws)
             pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
             if pixels.shape[2] < 3:  # grey
                 pixels = pixels[..., :1].expand(-1, -1, 3)
@@ -336,8 +339,9 @@ class DragSession:
         state, config, size = self._state, self.config, self.image_size
         assert state.target_points is not None
         height = size[0]
-        feature = self._current_activations().x
-        handles, references = self._track(feature.detach())
+        features = self._current_features()
+        feature = features.feature
+        handles, references = self._track(feature)
         distances = (state.target_points - handles).norm(dim=-1)
         done = bool((distances <= config.stop_pixels(height, handles.shape[1])).all())
         changes: dict[str, Any] = {"handle_points": handles, "references": references, "moved": not done}
@@ -345,18 +349,22 @@ class DragSession:
         loss: Tensor | None = None
         if not done:
             active = torch.ones(handles.shape[:2], dtype=torch.bool, device=feature.device)
-            loss, _ = ops.motion_supervision(
-                feature, handles, state.target_points, active, config.pixels(config.r1, height), size
-            )
-            loss = loss.sum()
+            radius = config.pixels(config.r1, height)
+            losses, grad_feature = ops.motion_supervision(feature, handles, state.target_points, active, radius, size)
+            loss = losses.sum()
             mask = state.movable_mask
             if mask is not None and not bool(mask.all()):
-                held, _ = ops.mask_loss(feature, self._mask_feature(), mask, size)
+                held, grad_held = ops.mask_loss(feature, self._mask_feature(), mask, size)
                 loss = loss + config.lambda_mask * held.sum()
+                grad_feature = grad_feature + config.lambda_mask * grad_held
+            self._features = None  # a forward pass serves one backward pass
+            gradient = self._latent_gradient(features, grad_feature)
             if config.reg:
-                loss = loss + config.reg * (self._w_plus(state.parameter) - self._w0).abs().mean()
-            (gradient,) = torch.autograd.grad(loss, state.parameter)
-            self._activations = None  # its graph is used up
+                change = self._w_plus(state.parameter) - self._w0
+                loss = loss + config.reg * change.abs().mean()
+                gradient = gradient + config.reg / change.numel() * change.sign()[:, : config.layers]
+            if config.space == "w":
+                gradient = gradient.sum(dim=1, keepdim=True)
             changes.update(self._adam(gradient))
             if not (math.isfinite(loss.item()) and bool(torch.isfinite(changes["parameter"]).all())):
                 index = len(state.trajectory)
@@ -389,7 +397,7 @@ class DragSession:
         scale = (variance.sqrt() / math.sqrt(1 - BETA2**steps)).add_(ADAM_EPS)
         parameter = state.parameter.detach() - (self.config.lr / (1 - BETA1**steps)) * mean / scale
         return {
-            "parameter": parameter.requires_grad_(),
+            "parameter": parameter,
             "adam_mean": mean,
             "adam_variance": variance,
             "adam_steps": steps,
@@ -400,13 +408,17 @@ class DragSession:
         layers = self.config.layers
         return torch.cat([parameter.expand(-1, layers, -1), self._w0[:, layers:]], dim=1)
 
-    def _current_activations(self) -> Activations:
+    def _latent_gradient(self, features: Features, grad_feature: Tensor) -> Tensor:
+        """Gradient of the rows of w_plus that change, [1, layers, w_dim]; rows beyond the feature block have none."""
+        gradient = self._engine.gradient(features, grad_feature)[:, : self.config.layers]
+        return torch.nn.functional.pad(gradient, (0, 0, 0, self.config.layers - gradient.shape[1]))
+
+    def _current_features(self) -> Features:
         """Features of the current latent, computed once for the step and for ``render``."""
-        if self._activations is None:
+        if self._features is None:
             with reproducible(self.model.device):
-                ws = self._w_plus(self._state.parameter)
-                self._activations = self.model.generator.features(ws, self.config.feature_block, self.noise)
-        return self._activations
+                self._features = self._engine.features(self._w_plus(self._state.parameter))
+        return self._features
 
     def _taken_references(self, feature: Tensor) -> Tensor:
         """references, with those of new points (NaN rows) taken from the present feature."""
@@ -436,8 +448,7 @@ class DragSession:
         """The feature that the mask loss holds on to: that of the latent when the mask was set."""
         if self._feature0 is None:
             assert self._state.mask_w_plus is not None
-            activations = self.model.generator.features(self._state.mask_w_plus, self.config.feature_block, self.noise)
-            self._feature0 = activations.x
+            self._feature0 = self._engine.features(self._state.mask_w_plus).feature
         return self._feature0
 
     # --- state ------------------------------------------------------------------------------------------------
@@ -446,18 +457,18 @@ class DragSession:
         rows = 1 if self.config.space == "w" else self.config.layers
         with reproducible(self.model.device):
             zeros = torch.zeros_like(self._w0[:, :rows])
-            return SessionState(self._w0[:, :rows].clone().requires_grad_(), zeros, zeros)
+            return SessionState(self._w0[:, :rows].clone(), zeros, zeros)
 
     def _change(self, **changes: Any) -> None:
         """Replaces entries of the state; what was computed from a replaced entry is forgotten."""
         if "parameter" in changes:
-            self._activations = None
+            self._features = None
         if "mask_w_plus" in changes:
             self._feature0 = None
         self._state = replace(self._state, **changes)
 
     def _adopt(self, state: SessionState) -> None:
-        self._state, self._activations, self._feature0 = state, None, None
+        self._state, self._features, self._feature0 = state, None, None
 
     def _swap(self, source: list[SessionState], other: list[SessionState]) -> bool:
         if not source:

@@ -256,7 +256,6 @@ def read_state(session: DragSession, document: dict[str, Any], tensors: dict[str
         raise ValueError("adam_steps does not fit the trajectory")
     if values["done"] and not values["trajectory"]:
         raise ValueError("done without any step")
-    values["parameter"].requires_grad_()
     return SessionState(**values)
 
 

@@ -21,13 +21,13 @@ def golden():
 @pytest.fixture(scope="session")
 def nvlabs():
     """The golden 256×256 network: random weights, every feature of the published ones."""
-    return dg.load(GOLDEN / "nvlabs" / "nvlabs.pkl", device="cpu")
+    return dg.load(GOLDEN / "nvlabs" / "nvlabs.pkl", device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="session")
 def small():
     """A 64×64 network, for whatever needs many steps."""
-    return dg.load(GOLDEN / "rosinality" / "rosinality.pt", device="cpu")
+    return dg.load(GOLDEN / "rosinality" / "rosinality.pt", device="cpu", precision="fp32")
 
 
 @pytest.fixture(autouse=True)

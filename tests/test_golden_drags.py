@@ -16,10 +16,10 @@ CASES = sorted(p.stem for p in GOLDEN.glob("drag_*.json"))
 
 @pytest.fixture(scope="module")
 def model():
-    return dg.load(GOLDEN / "nvlabs.pkl", device="cpu")
+    return dg.load(GOLDEN / "nvlabs.pkl", device="cpu", precision="fp32")
 
 
-def golden_session(model, case):
+def golden_session(model, case, engine="reference"):
     """The session a golden file describes, with its record; golden points are (y, x)."""
     record = json.loads((GOLDEN / f"{case}.json").read_text())
     tensors = load_file(GOLDEN / f"{case}.safetensors")
@@ -31,6 +31,7 @@ def golden_session(model, case):
         lambda_mask=record.get("lambda_mask", 20),
         feature_block=record.get("feature_idx", 5),
         space="w_plus" if record["w_plus"] else "w",
+        engine=engine,
     )
     session = dg.DragSession(model, seed=record["seed"], truncation_psi=record["truncation_psi"], config=config)
     if record["mask"]:
@@ -47,9 +48,10 @@ def test_all_eight_cases_are_here():
     assert len(CASES) == 8
 
 
+@pytest.mark.parametrize("engine", ["reference", "fast"])
 @pytest.mark.parametrize("case", CASES)
-def test_trajectory(model, case):
-    session, record, tensors = golden_session(model, case)
+def test_trajectory(model, case, engine):
+    session, record, tensors = golden_session(model, case, engine)
     w0 = tensors["w0"]
     w0 = w0[0] if w0.ndim == 3 else w0.expand_as(session.w0)
     assert (session.w0 - w0).abs().max() < 1e-5

@@ -68,7 +68,7 @@ def test_the_callers_gradient_mode_does_not_matter(golden, small, mode):
     plain.set_mask(np.tri(64))
     plain.step()
     with mode():
-        guarded = new_session(dg.load(golden / "rosinality" / "rosinality.pt", device="cpu"))
+        guarded = new_session(dg.load(golden / "rosinality" / "rosinality.pt", device="cpu", precision="fp32"))
         guarded.set_mask(np.tri(64))
         guarded.render()
         guarded.step()

@@ -1,0 +1,205 @@
+"""The truncated synthesis with weights that never change, and its backward pass by hand.
+
+What ``Generator.features`` and autograd do at every step and need not: keep gradients and copies of maps for weights
+nobody trains, lay weights out anew for each convolution, walk a graph. Here weights are packed once, each map is read
+and written once around its convolution, and the backward pass computes the one gradient that a drag needs: that of
+w_plus. DESIGN §5 gives the reasons; ``kernels/modulated_conv.py`` specifies the passes between the convolutions.
+
+The ×2 layer is a stride-2 transposed 3×3 convolution, which is four small stride-1 convolutions, one per phase of the
+output (even/odd rows × even/odd columns; 4 + 2 + 2 + 1 of the nine weights), followed by the FIR.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import synthesis_ops
+from .errors import DragError
+from .generator import LRELU_GAIN, Generator, StyledConv, ToRGB, upsample
+from .packed_conv import PackedConv
+
+# For each phase of the ×2 layer: which rows (columns) of the 3×3 kernel it uses, in correlation order, and its padding.
+PHASE = (((2, 0), 1), ((1,), 0))
+
+
+class Trace(NamedTuple):
+    """A forward pass, as its backward pass needs it."""
+
+    maps: tuple[Tensor, ...]  # the input of each layer, unscaled, then the last one's output
+    styles: tuple[Tensor, ...]  # [B, C] float32 of each layer
+    demodulations: tuple[Tensor, ...]  # [B, C'] float32
+
+    @property
+    def feature(self) -> Tensor:
+        """[B, C, h, w], channels-last."""
+        return self.maps[-1]
+
+
+class FrozenLayer:
+    """One StyledConv with its weights packed: for both directions if it is ``differentiable``."""
+
+    def __init__(self, layer: StyledConv, precision: torch.dtype, differentiable: bool) -> None:
+        weight = layer.weight.detach().to(precision)
+        size = layer.resolution // 2 if layer.up else layer.resolution
+        self.up, self.taps = layer.up, layer.taps
+        self.bias = layer.bias.detach().float()
+        self.energy = layer.weight.detach().float().square().sum(dim=(2, 3))  # Σ W² [C', C]
+        self.noise = (layer.noise_const * layer.noise_strength).detach().float() if layer.use_noise else None
+        self.clamp = layer.clamp
+        self.affine = layer.affine
+        self.forward_convs: list[PackedConv] = []
+        self.backward_convs: list[PackedConv] = []
+        rows = PHASE if self.up else (((0, 1, 2), 1),)
+        for used_rows, pad_rows in rows:
+            for used_columns, pad_columns in rows:
+                kernel = weight[:, :, list(used_rows)][:, :, :, list(used_columns)]
+                back = kernel.flip(2, 3).transpose(0, 1)
+                padding = (pad_rows, pad_columns)
+                opposite = (len(used_rows) - 1 - pad_rows, len(used_columns) - 1 - pad_columns)
+                output = (size + pad_rows, size + pad_columns) if self.up else (size, size)
+                self.forward_convs.append(PackedConv(kernel, padding, (size, size)))
+                if differentiable:
+                    self.backward_convs.append(PackedConv(back, opposite, output))
+
+    def convolve(self, scaled: Tensor) -> Tensor:
+        """[B, C, h, w] → [B, C', r, r], r = h or 2h, before demodulation."""
+        if not self.up:
+            return self.forward_convs[0](scaled)
+        first, second, third, fourth = (conv(scaled) for conv in self.forward_convs)
+        return synthesis_ops.fir((first, second, third, fourth), self.taps)
+
+    def convolve_transposed(self, grad: Tensor) -> Tensor:
+        """The transpose of ``convolve``."""
+        if not self.up:
+            return self.backward_convs[0](grad)
+        parts = synthesis_ops.fir_backward(grad, self.taps)
+        total = self.backward_convs[0](parts[0])
+        for conv, part in zip(self.backward_convs[1:], parts[1:], strict=True):
+            conv.add_to(total, part)
+        return total
+
+
+def supported(generator: Generator) -> str | None:
+    """Why this network cannot be run by ``FrozenSynthesis``, or None if it can."""
+    if generator.config.architecture == "resnet":
+        return "the resnet architecture has shortcuts that only the reference engine computes"
+    return None
+
+
+class FrozenRgb:
+    """One ToRGB: the style goes into its few weights instead of the map."""
+
+    def __init__(self, layer: ToRGB) -> None:
+        self.affine, self.clamp = layer.affine, layer.clamp
+        self.weight = layer.weight.detach()[:, :, 0, 0].float()  # [image_channels, C]
+        self.bias = layer.bias.detach().float()
+
+    def __call__(self, x: Tensor, w: Tensor) -> Tensor:
+        """x [B, C, h, w], w [B, w_dim] → [B, image_channels, h, w] float32."""
+        weight = self.weight * self.affine(w)[:, None, :]
+        cells = x.permute(0, 2, 3, 1).flatten(1, 2)
+        rgb = torch.matmul(cells, weight.transpose(1, 2).to(x.dtype)).float() + self.bias
+        if self.clamp is not None:
+            rgb = rgb.clamp(-self.clamp, self.clamp)
+        return rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class FrozenSynthesis:
+    """Blocks 0…block of a generator: w_plus → feature, and gradient of the feature → gradient of w_plus.
+
+    precision: torch.float32 or torch.bfloat16 of maps and weights; latents, styles, demodulation and all sums are
+    float32. noise: "const" or "none". The packed weights are constant: any number of sessions can share them.
+    """
+
+    def __init__(self, generator: Generator, block: int, precision: torch.dtype, noise: str = "const") -> None:
+        reason = supported(generator)
+        if reason is not None:
+            raise DragError(f"The fast engine cannot run this network: {reason}.")
+        self.block, self.noise, self.precision = block, noise, precision
+        self.taps = generator.config.resample_filter
+        blocks = generator.synthesis.blocks
+        with torch.no_grad():
+            self.const = channels_last(generator.synthesis.const.detach()[None].to(precision))
+            every = [(part.block, conv) for part in blocks for conv in (part.conv0, part.conv1) if conv is not None]
+            self.layers = [FrozenLayer(conv, precision, differentiable=True) for at, conv in every if at <= block]
+            self.later = [FrozenLayer(conv, precision, differentiable=False) for at, conv in every if at > block]
+            self.rgb = [None if part.to_rgb is None else FrozenRgb(part.to_rgb) for part in blocks]
+
+    @torch.no_grad()
+    def forward(self, w_plus: Tensor) -> Trace:
+        """w_plus [B, num_ws, w_dim] float32 → the trace with the feature [B, C, h, w] of the block."""
+        return self._run(self.layers, self.const.expand(w_plus.shape[0], -1, -1, -1), w_plus, 0)
+
+    def _run(self, layers: list[FrozenLayer], x: Tensor, w_plus: Tensor, first_row: int) -> Trace:
+        """These layers, one after the other, from x; the first takes row ``first_row`` of w_plus."""
+        styles = [layer.affine(w_plus[:, first_row + index]) for index, layer in enumerate(layers)]
+        demodulations = [torch.rsqrt(F.linear(s * s, layer.energy) + 1e-8) for s, layer in zip(styles, layers)]
+        scaled = channels_last((x.float() * styles[0][:, :, None, None]).to(self.precision))
+        maps = [x]
+        for index, layer in enumerate(layers):
+            following = styles[index + 1] if index + 1 < len(layers) else None
+            x, scaled = synthesis_ops.activate(
+                layer.convolve(scaled),
+                demodulations[index],
+                layer.noise if self.noise == "const" else None,
+                layer.bias,
+                following,
+                LRELU_GAIN,
+                layer.clamp,
+            )
+            maps.append(x)
+        return Trace(tuple(maps), tuple(styles), tuple(demodulations))
+
+    @torch.no_grad()
+    def render(self, trace: Trace, w_plus: Tensor) -> Tensor:
+        """Continues from ``forward`` (same w_plus) to the picture [B, image_channels, H, W] float32."""
+        maps = trace.maps
+        if self.later:
+            maps = maps + self._run(self.later, maps[-1], w_plus, len(self.layers)).maps[1:]
+        image: Tensor | None = None
+        for block, rgb in enumerate(self.rgb):
+            if image is not None:
+                image = upsample(image, self.taps)
+            if rgb is not None:
+                added = rgb(maps[2 * block + 1], w_plus[:, 2 * block + 1])
+                image = added if image is None else image + added
+        assert image is not None
+        return image
+
+    @torch.no_grad()
+    def backward(self, trace: Trace, grad_feature: Tensor) -> Tensor:
+        """grad_feature [B, C, h, w], any float type → gradient of rows 0…2·block of w_plus, [B, 2·block + 1, w_dim]."""
+        rows: list[Tensor] = []
+        grad = channels_last(grad_feature.to(self.precision))
+        grad_style: Tensor | None = None
+        for index in reversed(range(len(self.layers))):
+            layer, demodulation = self.layers[index], trace.demodulations[index]
+            following = trace.styles[index + 1] if index + 1 < len(self.layers) else None
+            grad_y, grad_following, grad_demodulation = synthesis_ops.activate_backward(
+                grad,
+                following,
+                trace.maps[index + 1],
+                demodulation,
+                layer.noise if self.noise == "const" else None,
+                layer.bias,
+                LRELU_GAIN,
+                layer.clamp,
+            )
+            if grad_style is not None:
+                rows.append((grad_style + grad_following) @ self.layers[index + 1].affine.weight)
+            # d = (Σ W²·s² + ε)^−½, so ∂d/∂s = −d³·(Σ W²)·s
+            through = (grad_demodulation * demodulation**3) @ layer.energy
+            grad_style = -trace.styles[index] * through
+            grad = layer.convolve_transposed(grad_y)
+        assert grad_style is not None
+        grad_style = grad_style + (grad.float() * trace.maps[0].float()).sum(dim=(2, 3))
+        rows.append(grad_style @ self.layers[0].affine.weight)
+        return torch.stack(rows[::-1], dim=1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
