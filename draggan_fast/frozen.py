@@ -11,6 +11,7 @@ output (even/odd rows × even/odd columns; 4 + 2 + 2 + 1 of the nine weights), f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,12 +27,22 @@ from .packed_conv import PackedConv
 PHASE = (((2, 0), 1), ((1,), 0))
 
 
+class Modulation(NamedTuple):
+    """What the latent does to each layer, in float32."""
+
+    styles: tuple[Tensor, ...]  # [B, C]
+    demodulations: tuple[Tensor, ...]  # [B, C']
+
+    def for_batch(self, batch: int) -> Modulation:
+        """The same, of one latent, for a batch of crops."""
+        return Modulation(*(tuple(t.expand(batch, -1) for t in part) for part in self))
+
+
 class Trace(NamedTuple):
-    """A forward pass, as its backward pass needs it."""
+    """A forward pass of the first layers, as its backward pass needs it."""
 
     maps: tuple[Tensor, ...]  # the input of each layer, unscaled, then the last one's output
-    styles: tuple[Tensor, ...]  # [B, C] float32 of each layer
-    demodulations: tuple[Tensor, ...]  # [B, C'] float32
+    modulation: Modulation  # of all layers
 
     @property
     def feature(self) -> Tensor:
@@ -82,6 +93,18 @@ class FrozenLayer:
             conv.add_to(total, part)
         return total
 
+    def convolve_valid(self, scaled: Tensor) -> Tensor:
+        """A plain layer's convolution without padding: [B, C, h, w] → [B, C', h − 2, w − 2]."""
+        return self.forward_convs[0](scaled, padding=(0, 0))
+
+    def convolve_valid_transposed(self, grad: Tensor) -> Tensor:
+        """The transpose of ``convolve_valid``."""
+        return self.backward_convs[0](grad, padding=(2, 2))
+
+    def style_gradient(self, style: Tensor, demodulation: Tensor, grad_demodulation: Tensor) -> Tensor:
+        """What flows to the style [B, C] through the demodulation d = (Σ W²·s² + ε)^−½: ∂d/∂s = −d³·(Σ W²)·s."""
+        return -style * ((grad_demodulation * demodulation**3) @ self.energy)
+
 
 def supported(generator: Generator) -> str | None:
     """Why this network cannot be run by ``FrozenSynthesis``, or None if it can."""
@@ -129,37 +152,48 @@ class FrozenSynthesis:
             self.later = [FrozenLayer(conv, precision, differentiable=False) for at, conv in every if at > block]
             self.rgb = [None if part.to_rgb is None else FrozenRgb(part.to_rgb) for part in blocks]
 
+    def noise_of(self, layer: FrozenLayer) -> Tensor | None:
+        """[h, w] float32, strength included, or None."""
+        return layer.noise if self.noise == "const" else None
+
+    def modulation(self, w_plus: Tensor) -> Modulation:
+        """w_plus [B, num_ws, w_dim] float32 → the modulation of layers 0…2·block."""
+        return modulation_of(self.layers, w_plus)
+
     @torch.no_grad()
     def forward(self, w_plus: Tensor) -> Trace:
         """w_plus [B, num_ws, w_dim] float32 → the trace with the feature [B, C, h, w] of the block."""
-        return self._run(self.layers, self.const.expand(w_plus.shape[0], -1, -1, -1), w_plus, 0)
+        return self.run_first(len(self.layers), self.modulation(w_plus))
 
-    def _run(self, layers: list[FrozenLayer], x: Tensor, w_plus: Tensor, first_row: int) -> Trace:
-        """These layers, one after the other, from x; the first takes row ``first_row`` of w_plus."""
-        styles = [layer.affine(w_plus[:, first_row + index]) for index, layer in enumerate(layers)]
-        demodulations = [torch.rsqrt(F.linear(s * s, layer.energy) + 1e-8) for s, layer in zip(styles, layers)]
-        scaled = channels_last((x.float() * styles[0][:, :, None, None]).to(self.precision))
+    def run_first(self, count: int, modulation: Modulation) -> Trace:
+        """The first ``count`` layers."""
+        x = self.const.expand(modulation.styles[0].shape[0], -1, -1, -1)
+        return Trace(self._run(self.layers[:count], x, modulation), modulation)
+
+    def _run(self, layers: Sequence[FrozenLayer], x: Tensor, modulation: Modulation) -> tuple[Tensor, ...]:
+        """x through these layers, to which the modulation's first belong: (x, every layer's output)."""
         maps = [x]
-        for index, layer in enumerate(layers):
-            following = styles[index + 1] if index + 1 < len(layers) else None
+        styles = modulation.styles[: len(layers)]
+        scaled = channels_last((x.float() * styles[0][:, :, None, None]).to(self.precision))
+        for layer, demodulation, following in zip(layers, modulation.demodulations, (*styles[1:], None)):
             x, scaled = synthesis_ops.activate(
                 layer.convolve(scaled),
-                demodulations[index],
-                layer.noise if self.noise == "const" else None,
+                demodulation,
+                self.noise_of(layer),
                 layer.bias,
                 following,
                 LRELU_GAIN,
                 layer.clamp,
             )
             maps.append(x)
-        return Trace(tuple(maps), tuple(styles), tuple(demodulations))
+        return tuple(maps)
 
     @torch.no_grad()
     def render(self, trace: Trace, w_plus: Tensor) -> Tensor:
         """Continues from ``forward`` (same w_plus) to the picture [B, image_channels, H, W] float32."""
         maps = trace.maps
         if self.later:
-            maps = maps + self._run(self.later, maps[-1], w_plus, len(self.layers)).maps[1:]
+            maps += self._run(self.later, maps[-1], modulation_of(self.later, w_plus, len(self.layers)))[1:]
         image: Tensor | None = None
         for block, rgb in enumerate(self.rgb):
             if image is not None:
@@ -173,32 +207,38 @@ class FrozenSynthesis:
     @torch.no_grad()
     def backward(self, trace: Trace, grad_feature: Tensor) -> Tensor:
         """grad_feature [B, C, h, w], any float type → gradient of rows 0…2·block of w_plus, [B, 2·block + 1, w_dim]."""
-        rows: list[Tensor] = []
-        grad = channels_last(grad_feature.to(self.precision))
-        grad_style: Tensor | None = None
-        for index in reversed(range(len(self.layers))):
-            layer, demodulation = self.layers[index], trace.demodulations[index]
-            following = trace.styles[index + 1] if index + 1 < len(self.layers) else None
+        return self.backward_from(trace, grad_feature, [torch.zeros_like(style) for style in trace.modulation.styles])
+
+    def backward_from(self, trace: Trace, grad: Tensor, grad_styles: list[Tensor]) -> Tensor:
+        """The same from the gradient of the trace's last map, given what its later layers add to the style gradients."""
+        styles, demodulations = trace.modulation
+        grad = channels_last(grad.to(self.precision))
+        last = len(trace.maps) - 2
+        for index in range(last, -1, -1):
+            layer = self.layers[index]
             grad_y, grad_following, grad_demodulation = synthesis_ops.activate_backward(
                 grad,
-                following,
+                None if index == last else styles[index + 1],
                 trace.maps[index + 1],
-                demodulation,
-                layer.noise if self.noise == "const" else None,
+                demodulations[index],
+                self.noise_of(layer),
                 layer.bias,
                 LRELU_GAIN,
                 layer.clamp,
             )
-            if grad_style is not None:
-                rows.append((grad_style + grad_following) @ self.layers[index + 1].affine.weight)
-            # d = (Σ W²·s² + ε)^−½, so ∂d/∂s = −d³·(Σ W²)·s
-            through = (grad_demodulation * demodulation**3) @ layer.energy
-            grad_style = -trace.styles[index] * through
+            if index != last:
+                grad_styles[index + 1] += grad_following
+            grad_styles[index] += layer.style_gradient(styles[index], demodulations[index], grad_demodulation)
             grad = layer.convolve_transposed(grad_y)
-        assert grad_style is not None
-        grad_style = grad_style + (grad.float() * trace.maps[0].float()).sum(dim=(2, 3))
-        rows.append(grad_style @ self.layers[0].affine.weight)
-        return torch.stack(rows[::-1], dim=1)
+        grad_styles[0] += (grad.float() * trace.maps[0].float()).sum(dim=(2, 3))
+        return torch.stack([g @ layer.affine.weight for g, layer in zip(grad_styles, self.layers)], dim=1)
+
+
+def modulation_of(layers: Sequence[FrozenLayer], w_plus: Tensor, first_row: int = 0) -> Modulation:
+    """The modulation of layers to which rows ``first_row``… of w_plus [B, num_ws, w_dim] belong."""
+    styles = tuple(layer.affine(w_plus[:, first_row + index]) for index, layer in enumerate(layers))
+    energies = (F.linear(style * style, layer.energy) for style, layer in zip(styles, layers))
+    return Modulation(styles, tuple(torch.rsqrt(energy + 1e-8) for energy in energies))
 
 
 def channels_last(x: Tensor) -> Tensor:

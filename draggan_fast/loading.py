@@ -15,7 +15,6 @@ from .errors import DragError
 from .generator import Generator, GeneratorConfig
 
 
-
 @dataclass(frozen=True)
 class Model:
     """A loaded generator and what is known about it. Sessions share it; nothing in it ever changes.

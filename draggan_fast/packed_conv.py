@@ -38,12 +38,11 @@ class PackedConv:
         else:
             self.weight = weight.contiguous(memory_format=torch.channels_last)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
+        pad = self.padding if padding is None else list(padding)
         if not self.packed:
-            return F.conv2d(x, self.weight, padding=self.padding)
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, None, self.padding, [1, 1], [1, 1], 1, "none", [], ""
-        )
+            return F.conv2d(x, self.weight, padding=pad)
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, None, pad, [1, 1], [1, 1], 1, "none", [], "")
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
         """total += conv(x), in the same pass where the library can."""

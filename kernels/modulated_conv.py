@@ -6,7 +6,8 @@ layer's style, and the backward pass yields the channel sums that the gradient o
 every map is read and written once.
 
 Shared conventions. Maps: [B, C, h, w], float32 or bfloat16, channels-last in memory; arithmetic is float32. Per-channel
-factors (style, demodulation): [B, C] float32. bias: [C] float32. noise: [h, w] float32 (strength included) or None.
+factors (style, demodulation): [B, C] float32. bias: [C] float32. noise: [h, w] or [B, h, w] float32 (strength
+included) or None.
 gain > 0; clamp: the bound of the output (gain included) or None.
 """
 
@@ -36,7 +37,7 @@ def activate(
     """(x, x·style) from the convolution's output y, both like y; style None = the second is x itself."""
     z = y.float() * per_channel(demodulation) + per_channel(bias)
     if noise is not None:
-        z = z + noise.float()
+        z = z + noise.float().unsqueeze(-3)
     x = F.leaky_relu(z, SLOPE) * gain
     if clamp is not None:
         x = x.clamp(-clamp, clamp)
@@ -69,7 +70,7 @@ def activate_backward(
         grad_z = grad_z.masked_fill(value.abs() >= clamp, 0)
     convolved = value / slope - per_channel(bias)
     if noise is not None:
-        convolved = convolved - noise.float()
+        convolved = convolved - noise.float().unsqueeze(-3)
     grad_demodulation = (grad_z * convolved).sum(dim=(2, 3)) / demodulation.float()
     grad_y = (grad_z * per_channel(demodulation)).to(x.dtype).contiguous(memory_format=CHANNELS_LAST)
     return grad_y, grad_style, grad_demodulation

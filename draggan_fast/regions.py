@@ -1,0 +1,245 @@
+"""Region of interest: the last blocks of the truncated synthesis only where a drag looks at them.
+
+Without a mask loss a step reads a few cells around each handle. So the blocks where nearly all of the work is are
+computed on square crops of one size, one per handle, as a batch; the blocks below are computed whole. It is exact: a
+crop carries the halo that its convolutions reach into, zeros where it hangs over the picture's border (what a padded
+convolution sees there), and its own part of the noise. Nothing outside is approximated, it is simply not computed.
+
+Geometry, from the feature block down. A region is (origin [N, 2] in cells, (x, y), and a size that all crops share).
+To give conv1's outputs at (o, K), its inputs are needed at (o − 1, K + 2). The ×2 layer, run on a crop (a, m) of the
+block below, is right at its outputs 2a + 2 … 2a + 2m − 3, so that a = ⌊(o − 3)/2⌋ and m = ⌈(K + 7)/2⌉ serve whatever
+the parity of o. The next block below must then give (a, m).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import synthesis_ops
+from .frozen import FrozenLayer, FrozenSynthesis, Modulation, Trace, channels_last
+from .generator import LRELU_GAIN
+
+
+class Region(NamedTuple):
+    """origin [N, 2] int64, (x, y) of each crop's first cell; size: cells along both axes."""
+
+    origin: Tensor
+    size: int
+
+    def grown(self, cells: int) -> Region:
+        return Region(self.origin - cells, self.size + 2 * cells)
+
+    def below(self) -> Region:
+        """What the ×2 layer needs of the block below to give this region grown by one."""
+        return Region((self.origin - 3).div(2, rounding_mode="floor"), math.ceil((self.size + 7) / 2))
+
+    def cells(self, resolution: int) -> tuple[Tensor, Tensor]:
+        """(row-major index of each cell [N, size, size], clamped into the map; whether it lies inside the map)."""
+        steps = torch.arange(self.size, device=self.origin.device)
+        x, y = self.origin[:, 0, None] + steps, self.origin[:, 1, None] + steps
+        inside = ((x >= 0) & (x < resolution))[:, None, :] & ((y >= 0) & (y < resolution))[:, :, None]
+        last = resolution - 1
+        return y.clamp(0, last)[:, :, None] * resolution + x.clamp(0, last)[:, None, :], inside
+
+
+def crop(map_: Tensor, region: Region) -> Tensor:
+    """[1, C, h, w] → [N, C, size, size], zeros outside the map."""
+    index, inside = region.cells(map_.shape[3])
+    rows = map_.permute(0, 2, 3, 1).flatten(0, 2)
+    return (rows[index] * inside[..., None]).permute(0, 3, 1, 2)
+
+
+def crop_adjoint(crops: Tensor, region: Region, like: Tensor) -> Tensor:
+    """The transpose of ``crop``: overlapping crops add up. float32 [1, C, h, w]."""
+    index, inside = region.cells(like.shape[3])
+    rows = (crops.float() * inside[:, None]).permute(0, 2, 3, 1).flatten(0, 2)
+    total = rows.new_zeros(like.shape[2] * like.shape[3], like.shape[1])
+    total.index_add_(0, index.flatten(), rows)
+    return total.unflatten(0, (1, *like.shape[2:])).permute(0, 3, 1, 2)
+
+
+def inner(crops: Tensor, offset: Tensor, size: int) -> Tensor:
+    """[N, C, s, s] → [N, C, size, size] from the cell ``offset`` [N, 2] (x, y) of each crop on."""
+    rows, columns, batch = _inner_cells(offset, size)
+    return crops.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)
+
+
+def inner_adjoint(crops: Tensor, offset: Tensor, size: int) -> Tensor:
+    """The transpose of ``inner``: [N, C, s, s] into zeros [N, C, size, size]."""
+    rows, columns, batch = _inner_cells(offset, crops.shape[2])
+    total = crops.new_zeros(crops.shape[0], size, size, crops.shape[1])
+    total[batch, rows, columns] = crops.permute(0, 2, 3, 1)
+    return total.permute(0, 3, 1, 2)
+
+
+def _inner_cells(offset: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    steps = torch.arange(size, device=offset.device)
+    rows, columns = (offset[:, 1, None] + steps)[:, :, None], (offset[:, 0, None] + steps)[:, None, :]
+    return rows, columns, torch.arange(len(offset), device=offset.device)[:, None, None]
+
+
+def inside_of(region: Region, resolution: int) -> Tensor:
+    """[N, 1, size, size] bool: which cells lie inside the picture."""
+    return region.cells(resolution)[1][:, None]
+
+
+def noise_in(synthesis: FrozenSynthesis, layer: FrozenLayer, region: Region) -> Tensor | None:
+    """The layer's noise in the region, [N, size, size]; what stands outside the picture does not matter."""
+    noise = synthesis.noise_of(layer)
+    return None if noise is None else noise.flatten()[region.cells(noise.shape[1])[0]]
+
+
+class Level(NamedTuple):
+    """One block on crops, as its backward pass needs it."""
+
+    block: int
+    low_region: Region  # of the block below
+    low: Tensor  # its values, the ×2 layer's input, unscaled
+    offset: Tensor  # [N, 2]: where conv1's input begins in the ×2 layer's output
+    middle: Tensor  # conv1's input, unscaled, [N, C, K + 2, K + 2]
+    middle_region: Region
+    out: Tensor  # [N, C, K, K]
+    region: Region
+
+
+class RegionTrace(NamedTuple):
+    """A forward pass on crops: the blocks below as usual, then one level per block."""
+
+    whole: Trace
+    levels: tuple[Level, ...]
+
+    @property
+    def feature(self) -> Tensor:
+        """[N, C, K, K]: the feature of each crop."""
+        return self.levels[-1].out
+
+    @property
+    def region(self) -> Region:
+        return self.levels[-1].region
+
+
+def region_around(points: Tensor, reach: int, resolution: int, image_size: int) -> Region | None:
+    """The cells that pixels within ``reach`` of the points [N, 2] depend on; None if that is the whole map.
+
+    The crops lie wholly inside the map: a border of theirs is either the picture's own or out of reach.
+    """
+    scale = resolution / image_size
+    size = math.ceil(2 * reach * scale) + 2
+    if size >= resolution:
+        return None
+    first = ((points.round() - reach + 0.5) * scale - 0.5).floor().long()
+    return Region(first.clamp(0, resolution - size), size)
+
+
+def forward(synthesis: FrozenSynthesis, w_plus: Tensor, region: Region, first: int) -> RegionTrace:
+    """w_plus [1, num_ws, w_dim] → the feature in the region; blocks from ``first`` ≥ 1 on are computed on crops."""
+    modulation = synthesis.modulation(w_plus)
+    whole = synthesis.run_first(2 * first - 1, modulation)
+    regions = [region]
+    for _ in range(first, synthesis.block):
+        regions.append(regions[-1].below())
+    levels: list[Level] = []
+    for block, target in zip(range(first, synthesis.block + 1), reversed(regions), strict=True):
+        low_region = target.below()
+        low = levels[-1].out if levels else crop(whole.feature, low_region)
+        levels.append(_level(synthesis, block, low_region, low, target, modulation))
+    return RegionTrace(whole, tuple(levels))
+
+
+def _level(
+    synthesis: FrozenSynthesis,
+    block: int,
+    low_region: Region,
+    low: Tensor,
+    region: Region,
+    modulation: Modulation,
+) -> Level:
+    styles, demodulations = modulation.for_batch(len(region.origin))
+    first, second = 2 * block - 1, 2 * block
+    up, flat = synthesis.layers[first], synthesis.layers[second]
+    resolution, middle_region = 4 << block, region.grown(1)
+    offset = middle_region.origin - 2 * low_region.origin
+    y = inner(up.convolve(scaled(low, styles[first])), offset, middle_region.size)
+    middle, scaled_middle = synthesis_ops.activate(
+        channels_last(y),
+        demodulations[first],
+        noise_in(synthesis, up, middle_region),
+        up.bias,
+        styles[second],
+        LRELU_GAIN,
+        up.clamp,
+    )
+    y = flat.convolve_valid(scaled_middle * inside_of(middle_region, resolution))
+    out, _ = synthesis_ops.activate(
+        y,
+        demodulations[second],
+        noise_in(synthesis, flat, region),
+        flat.bias,
+        None,
+        LRELU_GAIN,
+        flat.clamp,
+    )
+    return Level(block, low_region, low, offset, middle, middle_region, out * inside_of(region, resolution), region)
+
+
+def scaled(x: Tensor, style: Tensor) -> Tensor:
+    return channels_last((x.float() * style[:, :, None, None]).to(x.dtype))
+
+
+def backward(synthesis: FrozenSynthesis, trace: RegionTrace, grad_feature: Tensor) -> Tensor:
+    """grad_feature [N, C, K, K] of the crops → gradient of rows 0…2·block of w_plus, [1, 2·block + 1, w_dim]."""
+    modulation = trace.whole.modulation
+    grad_styles: list[Tensor] = [torch.zeros_like(style) for style in modulation.styles]
+    grad = channels_last(grad_feature.to(synthesis.precision))
+    for level in reversed(trace.levels):
+        grad = _level_backward(synthesis, level, grad, modulation, grad_styles)
+    lowest = trace.levels[0]
+    grad = crop_adjoint(grad, lowest.low_region, trace.whole.feature)
+    return synthesis.backward_from(trace.whole, grad, grad_styles)
+
+
+def _level_backward(
+    synthesis: FrozenSynthesis, level: Level, grad: Tensor, modulation: Modulation, grad_styles: list[Tensor]
+) -> Tensor:
+    """grad of ``level.out`` → grad of ``level.low``; the gradients of both layers' styles are added in place."""
+    styles, demodulations = modulation.for_batch(len(grad))
+    first, second = 2 * level.block - 1, 2 * level.block
+    up, flat = synthesis.layers[first], synthesis.layers[second]
+    resolution = 4 << level.block
+    grad = grad * inside_of(level.region, resolution)
+    grad_y, _, grad_demodulation = synthesis_ops.activate_backward(
+        channels_last(grad),
+        None,
+        level.out,
+        demodulations[second],
+        noise_in(synthesis, flat, level.region),
+        flat.bias,
+        LRELU_GAIN,
+        flat.clamp,
+    )
+    grad_styles[second] += flat.style_gradient(
+        modulation.styles[second], modulation.demodulations[second], grad_demodulation.sum(dim=0, keepdim=True)
+    )
+    grad = flat.convolve_valid_transposed(grad_y) * inside_of(level.middle_region, resolution)
+    grad_y, grad_style, grad_demodulation = synthesis_ops.activate_backward(
+        channels_last(grad),
+        styles[second],
+        level.middle,
+        demodulations[first],
+        noise_in(synthesis, up, level.middle_region),
+        up.bias,
+        LRELU_GAIN,
+        up.clamp,
+    )
+    grad_styles[second] += grad_style.sum(dim=0, keepdim=True)
+    grad_styles[first] += up.style_gradient(
+        modulation.styles[first], modulation.demodulations[first], grad_demodulation.sum(dim=0, keepdim=True)
+    )
+    grad = up.convolve_transposed(channels_last(inner_adjoint(grad_y, level.offset, 2 * level.low_region.size)))
+    grad_styles[first] += (grad.float() * level.low.float()).sum(dim=(0, 2, 3))
+    return scaled(grad, styles[first])
