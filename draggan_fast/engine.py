@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from . import regions
 from .errors import DragError
 from .frozen import FrozenSynthesis, Trace, supported
 from .generator import Activations, Generator
+from .regions import RegionTrace
+from .views import FeatureView
 
 PRECISIONS = ("auto", "fp32", "bf16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -26,40 +30,43 @@ class Features(Protocol):
     """What an engine remembers of a forward pass."""
 
     @property
-    def feature(self) -> Tensor:
-        """[B, C, h, w] of the feature block."""
+    def view(self) -> FeatureView:
+        """What the drag ops read of it."""
         ...
 
 
 class Engine(Protocol):
-    """name and precision as reports show them."""
+    """name and precision as reports show them. Latents are w_plus [1, num_ws, w_dim] float32."""
 
     name: str
     precision: str
 
-    def features(self, w_plus: Tensor) -> Features:
-        """w_plus [B, num_ws, w_dim] float32 → the truncated synthesis."""
+    def whole(self, w_plus: Tensor) -> Any:
+        """Features of the whole picture: what a picture and a mask loss need."""
+        ...
+
+    def around(self, w_plus: Tensor, handle_points: Tensor, reach: int, whole: Any | None) -> Any:
+        """Features as far as pixels within ``reach`` of the points [1, N, 2] go; may be more. whole: those of the
+        same latent, if they are there already."""
         ...
 
     def gradient(self, features: Any, grad_feature: Tensor) -> Tensor:
-        """grad_feature [B, C, h, w] → gradient of the first rows of w_plus, [B, rows, w_dim] float32; the rows beyond
-        have none. To be called once per ``features``."""
+        """grad_feature, like the view's feature → gradient of the first rows of w_plus, [1, rows, w_dim] float32; the
+        rows beyond have none. To be called once for each ``features``."""
         ...
 
-    def picture(self, features: Any, w_plus: Tensor) -> Tensor:
-        """[B, image_channels, H, W], about −1…1; the same w_plus as for ``features``."""
+    def picture(self, whole: Any, w_plus: Tensor) -> Tensor:
+        """[1, image_channels, H, W], about −1…1; the same w_plus as for ``whole``."""
         ...
 
 
-class GraphFeatures(NamedTuple):
-    """A forward pass with autograd's graph."""
+@dataclass(frozen=True)
+class GraphFeatures:
+    """A forward pass with autograd's graph, whose leaf is w_plus."""
 
     activations: Activations
-    w_plus: Tensor  # its leaf
-
-    @property
-    def feature(self) -> Tensor:
-        return self.activations.x.detach()
+    w_plus: Tensor
+    view: FeatureView
 
 
 class ReferenceEngine:
@@ -70,35 +77,70 @@ class ReferenceEngine:
     def __init__(self, generator: Generator, block: int, noise: str) -> None:
         self.generator, self.block, self.noise = generator, block, noise
 
-    def features(self, w_plus: Tensor) -> GraphFeatures:
+    def whole(self, w_plus: Tensor) -> GraphFeatures:
         leaf = w_plus.detach().requires_grad_()
-        return GraphFeatures(self.generator.features(leaf, self.block, self.noise), leaf)
+        activations = self.generator.features(leaf, self.block, self.noise)
+        return GraphFeatures(activations, leaf, FeatureView(activations.x.detach(), image_size(self.generator)))
+
+    def around(self, w_plus: Tensor, handle_points: Tensor, reach: int, whole: GraphFeatures | None) -> GraphFeatures:
+        return self.whole(w_plus) if whole is None else whole
 
     def gradient(self, features: GraphFeatures, grad_feature: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(features.activations.x, features.w_plus, grad_feature)
         return gradient
 
     @torch.no_grad()
-    def picture(self, features: GraphFeatures, w_plus: Tensor) -> Tensor:
-        return self.generator.render(features.activations, w_plus)
+    def picture(self, whole: GraphFeatures, w_plus: Tensor) -> Tensor:
+        return self.generator.render(whole.activations, w_plus)
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """A forward pass of frozen weights, whole or on crops."""
+
+    trace: Trace | RegionTrace
+    view: FeatureView
 
 
 class FastEngine:
-    """``FrozenSynthesis``, shared by all sessions on the model."""
+    """``FrozenSynthesis``, shared by all sessions on the model; on crops where that is less work."""
 
     name = "fast"
 
-    def __init__(self, synthesis: FrozenSynthesis, precision: str) -> None:
-        self.synthesis, self.precision = synthesis, precision
+    def __init__(self, synthesis: FrozenSynthesis, precision: str, size: tuple[int, int]) -> None:
+        self.synthesis, self.precision, self.size = synthesis, precision, size
 
-    def features(self, w_plus: Tensor) -> Trace:
-        return self.synthesis.forward(w_plus)
+    def whole(self, w_plus: Tensor) -> FrozenFeatures:
+        trace = self.synthesis.forward(w_plus)
+        return FrozenFeatures(trace, FeatureView(trace.feature, self.size))
 
-    def gradient(self, features: Trace, grad_feature: Tensor) -> Tensor:
-        return self.synthesis.backward(features, grad_feature)
+    def around(self, w_plus: Tensor, handle_points: Tensor, reach: int, whole: FrozenFeatures | None) -> FrozenFeatures:
+        resolution = 4 << self.synthesis.block
+        region = regions.region_around(handle_points[0], reach, resolution, self.size[0])
+        first = None if region is None else regions.first_block(self.synthesis, region)
+        if region is None or first is None:
+            return self.whole(w_plus) if whole is None else whole
+        if whole is None:
+            trace = regions.forward(self.synthesis, w_plus, region, first)
+        else:
+            assert isinstance(whole.trace, Trace)
+            trace = regions.from_whole(self.synthesis, whole.trace, region, first)
+        scale = self.size[0] // resolution
+        side = region.size * scale
+        return FrozenFeatures(trace, FeatureView(trace.feature, self.size, region.origin * scale, (side, side)))
 
-    def picture(self, features: Trace, w_plus: Tensor) -> Tensor:
-        return self.synthesis.render(features, w_plus)
+    def gradient(self, features: FrozenFeatures, grad_feature: Tensor) -> Tensor:
+        if isinstance(features.trace, RegionTrace):
+            return regions.backward(self.synthesis, features.trace, grad_feature)
+        return self.synthesis.backward(features.trace, grad_feature)
+
+    def picture(self, whole: FrozenFeatures, w_plus: Tensor) -> Tensor:
+        assert isinstance(whole.trace, Trace)
+        return self.synthesis.render(whole.trace, w_plus)
+
+
+def image_size(generator: Generator) -> tuple[int, int]:
+    return generator.config.resolution, generator.config.resolution
 
 
 def best_precision(device: torch.device) -> tuple[str, str]:
@@ -130,7 +172,7 @@ def make_engine(
     name, resolved = resolve(generator, device, engine, precision)
     if name == "reference":
         return ReferenceEngine(generator, block, noise)
-    return FastEngine(_frozen(weakref.ref(generator), block, resolved, noise), resolved)
+    return FastEngine(_frozen(weakref.ref(generator), block, resolved, noise), resolved, image_size(generator))
 
 
 @functools.lru_cache(maxsize=8)

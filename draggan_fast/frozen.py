@@ -57,6 +57,8 @@ class FrozenLayer:
         weight = layer.weight.detach().to(precision)
         size = layer.resolution // 2 if layer.up else layer.resolution
         self.up, self.taps = layer.up, layer.taps
+        self.weights = weight.numel()
+        self.multiply_adds = weight.numel() * size * size
         self.bias = layer.bias.detach().float()
         self.energy = layer.weight.detach().float().square().sum(dim=(2, 3))  # Σ W² [C', C]
         self.noise = (layer.noise_const * layer.noise_strength).detach().float() if layer.use_noise else None

@@ -51,10 +51,20 @@ def forced_backend(name: str) -> Iterator[None]:
 
 @torch.library.custom_op("draggan_fast::motion_supervision", mutates_args=())
 def _motion_supervision(
-    feature: Tensor, handle_points: Tensor, target_points: Tensor, active: Tensor, r1: int, image_size: Sequence[int]
+    feature: Tensor,
+    handle_points: Tensor,
+    target_points: Tensor,
+    active: Tensor,
+    r1: int,
+    image_size: Sequence[int],
+    crop_origin: Tensor | None = None,
+    whole_size: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     height, width = image_size
-    loss, grad = reference.motion_supervision(feature, handle_points, target_points, active, r1, (height, width))
+    whole = None if whole_size is None else (whole_size[0], whole_size[1])
+    loss, grad = reference.motion_supervision(
+        feature, handle_points, target_points, active, r1, (height, width), crop_origin, whole
+    )
     return loss, torch.empty_like(feature).copy_(grad)
 
 
@@ -87,7 +97,7 @@ def _sample_feature(feature: Tensor, points: Tensor, image_size: Sequence[int]) 
 
 
 @_motion_supervision.register_fake
-def _(feature, handle_points, target_points, active, r1, image_size):  # type: ignore[no-untyped-def]
+def _(feature, handle_points, target_points, active, r1, image_size, crop_origin=None, whole_size=None):  # type: ignore[no-untyped-def]
     return feature.new_empty(feature.shape[0], dtype=torch.float32), torch.empty_like(feature)
 
 
@@ -171,6 +181,8 @@ def motion_supervision(
     active: Tensor,
     r1: int,
     image_size: tuple[int, int],
+    crop_origin: Tensor | None = None,
+    whole_size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Motion-supervision loss [B] (differentiable) and its gradient [B, C, h, w]; see reference.motion_supervision.
 
@@ -181,7 +193,8 @@ def motion_supervision(
     _check_points("target_points", target_points, feature, handle_points.shape[1])
     _check_active(active, handle_points)
     _check_radius("r1", r1, 1)
-    return _motion_supervision(feature, handle_points, target_points, active, r1, image_size)
+    _require((crop_origin is None) == (whole_size is None), "crop_origin and whole_size go together.")
+    return _motion_supervision(feature, handle_points, target_points, active, r1, image_size, crop_origin, whole_size)
 
 
 def point_tracking(

@@ -17,7 +17,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import synthesis_ops
@@ -136,6 +135,26 @@ def region_around(points: Tensor, reach: int, resolution: int, image_size: int) 
     return Region(first.clamp(0, resolution - size), size)
 
 
+OVERHEAD = 1.5  # how much dearer a multiply-add is on crops, about: small maps, gathering
+
+
+def first_block(synthesis: FrozenSynthesis, region: Region) -> int | None:
+    """From which block on crops are the least work; None if the whole maps are."""
+    whole = [layer.multiply_adds for layer in synthesis.layers]
+    cheapest, first = float(sum(whole)), None
+    crops, here = 0.0, region
+    for block in range(synthesis.block, 0, -1):
+        low, middle = here.below(), here.grown(1)
+        up, flat = synthesis.layers[2 * block - 1], synthesis.layers[2 * block]
+        cells = low.size**2 * up.weights + middle.size**2 * flat.weights
+        crops += OVERHEAD * len(region.origin) * cells
+        total = sum(whole[: 2 * block - 1]) + crops
+        if total < cheapest:
+            cheapest, first = total, block
+        here = low
+    return first
+
+
 def forward(synthesis: FrozenSynthesis, w_plus: Tensor, region: Region, first: int) -> RegionTrace:
     """w_plus [1, num_ws, w_dim] → the feature in the region; blocks from ``first`` ≥ 1 on are computed on crops."""
     modulation = synthesis.modulation(w_plus)
@@ -149,6 +168,21 @@ def forward(synthesis: FrozenSynthesis, w_plus: Tensor, region: Region, first: i
         low = levels[-1].out if levels else crop(whole.feature, low_region)
         levels.append(_level(synthesis, block, low_region, low, target, modulation))
     return RegionTrace(whole, tuple(levels))
+
+
+def from_whole(synthesis: FrozenSynthesis, trace: Trace, region: Region, first: int) -> RegionTrace:
+    """What ``forward`` gives, cut out of a forward pass that computed everything."""
+    levels: list[Level] = []
+    for block in range(synthesis.block, first - 1, -1):
+        low_region, middle_region = region.below(), region.grown(1)
+        low, middle, out = (
+            crop(trace.maps[2 * block + shift], part)
+            for shift, part in ((-1, low_region), (0, middle_region), (1, region))
+        )
+        offset = middle_region.origin - 2 * low_region.origin
+        levels.insert(0, Level(block, low_region, low, offset, middle, middle_region, out, region))
+        region = low_region
+    return RegionTrace(Trace(trace.maps[: 2 * first], trace.modulation), tuple(levels))
 
 
 def _level(

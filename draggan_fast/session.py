@@ -21,9 +21,10 @@ from torch import Tensor
 
 from . import ops
 from .config import DragConfig
-from .engine import Engine, Features, make_engine
+from .engine import Features, make_engine
 from .errors import DragError
 from .loading import Model
+from .views import FeatureView
 
 Points = Sequence[Sequence[float]] | np.ndarray | Tensor
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch's Adam defaults, which the published program uses
@@ -132,7 +133,8 @@ class DragSession:
         self._engine = make_engine(
             model.generator, model.device, self.config.feature_block, noise, self.config.engine, model.precision
         )
-        self._features: Features | None = None
+        self._whole: Features | None = None
+        self._near: Features | None = None
         self._feature0: Tensor | None = None
 
     # --- what a caller sees -------------------------------------------------------------------------------
@@ -283,14 +285,14 @@ class DragSession:
         if not self._require_points().moved:
             return self.handle_points  # subtle: tracking once more would search around another centre
         with reproducible(self.model.device):
-            handles, _ = self._track(self._current_features().feature)
+            handles, _ = self._track(self._step_features().view)
         return handles[0].cpu().numpy()
 
     def render(self) -> np.ndarray:
         """The picture of the current latent: uint8 [H, W, 3]. It shares the next step's features."""
         with reproducible(self.model.device), torch.no_grad():
             ws = self._w_plus(self._state.parameter)
-            image = self._engine.picture(self._current_features(), ws)
+            image = self._engine.picture(self._whole_features(), ws)
             pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
             if pixels.shape[2] < 3:  # grey
                 pixels = pixels[..., :1].expand(-1, -1, 3)
@@ -336,28 +338,25 @@ class DragSession:
 
     def _compute_step(self) -> tuple[StepResult, dict[str, Any]]:
         """The step's result and the state entries it changes; the session itself is not touched."""
-        state, config, size = self._state, self.config, self.image_size
+        state, config = self._state, self.config
         assert state.target_points is not None
-        height = size[0]
-        features = self._current_features()
-        feature = features.feature
-        handles, references = self._track(feature)
+        height = self.image_size[0]
+        features = self._step_features()
+        handles, references = self._track(features.view)
         distances = (state.target_points - handles).norm(dim=-1)
         done = bool((distances <= config.stop_pixels(height, handles.shape[1])).all())
         changes: dict[str, Any] = {"handle_points": handles, "references": references, "moved": not done}
 
         loss: Tensor | None = None
         if not done:
-            active = torch.ones(handles.shape[:2], dtype=torch.bool, device=feature.device)
-            radius = config.pixels(config.r1, height)
-            losses, grad_feature = ops.motion_supervision(feature, handles, state.target_points, active, radius, size)
-            loss = losses.sum()
-            mask = state.movable_mask
-            if mask is not None and not bool(mask.all()):
-                held, grad_held = ops.mask_loss(feature, self._mask_feature(), mask, size)
+            loss, grad_feature = features.view.supervise(handles, state.target_points, config.pixels(config.r1, height))
+            if self._holds_something():
+                assert state.movable_mask is not None
+                feature = features.view.feature
+                held, grad_held = ops.mask_loss(feature, self._mask_feature(), state.movable_mask, self.image_size)
                 loss = loss + config.lambda_mask * held.sum()
                 grad_feature = grad_feature + config.lambda_mask * grad_held
-            self._features = None  # a forward pass serves one backward pass
+            self._whole = self._near = None  # a forward pass serves one backward pass
             gradient = self._latent_gradient(features, grad_feature)
             if config.reg:
                 change = self._w_plus(state.parameter) - self._w0
@@ -378,15 +377,13 @@ class DragSession:
         )
         return result, changes
 
-    def _track(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """(handles, references): where the handles are in this feature, and the references they were found by."""
+    def _track(self, view: FeatureView) -> tuple[Tensor, Tensor]:
+        """(handles, references): where the handles are in these features, and the references they were found by."""
         state = self._state
         assert state.handle_points is not None
-        references = self._taken_references(feature)
-        active = torch.ones(state.handle_points.shape[:2], dtype=torch.bool, device=feature.device)
+        references = self._taken_references(view)
         radius = self.config.pixels(self.config.r2, self.image_size[0])
-        handles, _ = ops.point_tracking(feature, references, state.handle_points, active, radius, self.image_size)
-        return handles, references
+        return view.track(references, state.handle_points, radius), references
 
     def _adam(self, gradient: Tensor) -> dict[str, Any]:
         """torch.optim.Adam's update (defaults), out of place, so that old states stay what they were."""
@@ -413,18 +410,36 @@ class DragSession:
         gradient = self._engine.gradient(features, grad_feature)[:, : self.config.layers]
         return torch.nn.functional.pad(gradient, (0, 0, 0, self.config.layers - gradient.shape[1]))
 
-    def _current_features(self) -> Features:
-        """Features of the current latent, computed once for the step and for ``render``."""
-        if self._features is None:
+    def _whole_features(self) -> Features:
+        """Features of the whole picture of the current latent, computed once for the step and for ``render``."""
+        if self._whole is None:
             with reproducible(self.model.device):
-                self._features = self._engine.features(self._w_plus(self._state.parameter))
-        return self._features
+                self._whole = self._engine.whole(self._w_plus(self._state.parameter))
+        return self._whole
 
-    def _taken_references(self, feature: Tensor) -> Tensor:
+    def _step_features(self) -> Features:
+        """Features of the current latent where a step looks: everywhere with a mask, else around the handles."""
+        state, config, height = self._state, self.config, self.image_size[0]
+        if self._near is None:
+            assert state.handle_points is not None
+            if self._holds_something():
+                return self._whole_features()
+            # Tracking moves a handle by r2; from there supervision reads its patch, one pixel on, and one for rounding.
+            reach = config.pixels(config.r2, height) + config.pixels(config.r1, height) + 3
+            w_plus = self._w_plus(state.parameter)
+            self._near = self._engine.around(w_plus, state.handle_points, reach, self._whole)
+        return self._near
+
+    def _holds_something(self) -> bool:
+        """Whether a mask says that part of the picture must stay."""
+        mask = self._state.movable_mask
+        return mask is not None and self.config.lambda_mask > 0 and not bool(mask.all())
+
+    def _taken_references(self, view: FeatureView) -> Tensor:
         """references, with those of new points (NaN rows) taken from the present feature."""
         state = self._state
         assert state.handle_points is not None
-        present = ops.sample_feature(feature, state.handle_points, self.image_size)
+        present = view.sample(state.handle_points)
         if state.references is None:
             return present
         return torch.where(state.references.isnan(), present, state.references)
@@ -448,7 +463,7 @@ class DragSession:
         """The feature that the mask loss holds on to: that of the latent when the mask was set."""
         if self._feature0 is None:
             assert self._state.mask_w_plus is not None
-            self._feature0 = self._engine.features(self._state.mask_w_plus).feature
+            self._feature0 = self._engine.whole(self._state.mask_w_plus).view.feature
         return self._feature0
 
     # --- state ------------------------------------------------------------------------------------------------
@@ -462,13 +477,15 @@ class DragSession:
     def _change(self, **changes: Any) -> None:
         """Replaces entries of the state; what was computed from a replaced entry is forgotten."""
         if "parameter" in changes:
-            self._features = None
+            self._whole = None
+        if changes.keys() & {"parameter", "handle_points", "movable_mask"}:
+            self._near = None
         if "mask_w_plus" in changes:
             self._feature0 = None
         self._state = replace(self._state, **changes)
 
     def _adopt(self, state: SessionState) -> None:
-        self._state, self._features, self._feature0 = state, None, None
+        self._state, self._whole, self._near, self._feature0 = state, None, None, None
 
     def _swap(self, source: list[SessionState], other: list[SessionState]) -> bool:
         if not source:

@@ -104,13 +104,19 @@ def sample_feature(feature: Tensor, points: Tensor, image_size: tuple[int, int])
     return upsampled_at(feature, pixel[..., 0], pixel[..., 1], image_size)
 
 
-def patch_mask(x: Tensor, y: Tensor, points: Tensor, r1: int, image_size: tuple[int, int]) -> Tensor:
+def patch_mask(
+    x: Tensor, y: Tensor, points: Tensor, r1: int, image_size: tuple[int, int], crop_origin: Tensor | None = None
+) -> Tensor:
     """Which pixels belong to a handle's patch Ω1, as the published program draws it: [B, N, S, S] bool.
 
-    Its circle lives on a grid stretched by H/(H−1) (a linspace that includes the end point). float64, with the
-    integer product first, so that the strict comparison has no rounding at all on the image's borders.
+    Its circle lives on a grid stretched by H/(H−1) (a linspace that includes the end point), so it depends on where in
+    the whole image a pixel lies: crop_origin [B, 2] is added to both. float64, with the integer product first, so
+    that the strict comparison has no rounding at all on the image's borders.
     """
     height, width = image_size
+    if crop_origin is not None:
+        x, y = x + crop_origin[:, None, None, None, 0], y + crop_origin[:, None, None, None, 1]
+        points = points + crop_origin[:, None].to(points.dtype)
     gx = (x * width).double() / max(width - 1, 1)
     gy = (y * height).double() / max(height - 1, 1)
     points = points.double()
@@ -125,12 +131,18 @@ def motion_supervision(
     active: Tensor,
     r1: int,
     image_size: tuple[int, int],
+    crop_origin: Tensor | None = None,
+    whole_size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Shifted-patch L1 loss of the handles and its gradient: (loss [B] float32, grad_feature like feature).
 
     d = target − handle; points with |d| ≤ 1 take no part; d is normalised by |d| + 1e-7. A handle's loss is the
     mean over channels and patch pixels p of |U(p) − U(p + d)|, where U(p) is a constant and U(p + d) is sampled
     bilinearly between pixels, zeros outside the image; the handles' losses are summed (§3.2, eq. 1).
+
+    If the features are crops of a larger map, image_size and the points are those of the crops, crop_origin [B, 2]
+    int64 says which pixel of the whole image (whole_size) their first is. A border of a crop must be one of the image, or
+    out of reach.
     """
     dtype = compute_dtype(feature)
     handles, targets = handle_points.to(dtype), target_points.to(dtype)
@@ -145,7 +157,7 @@ def motion_supervision(
     pixel = handles.round().long()
     reach = r1 + 1  # the stretched grid can reach one pixel beyond the radius
     fixed, x, y = upsampled_window(feature, pixel, reach, reach, image_size)
-    member = patch_mask(x, y, handles, r1, image_size) & active[..., None, None]
+    member = patch_mask(x, y, handles, r1, whole_size or image_size, crop_origin) & active[..., None, None]
     # All shifts of one handle share their fraction: one window of whole pixels, blended with its neighbours.
     moving, x, y = upsampled_window(feature, pixel + whole.long(), reach, reach + 1, image_size)
     upper = blend(moving[:, :, :-1, :-1], moving[:, :, :-1, 1:], fx)
