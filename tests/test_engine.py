@@ -1,0 +1,184 @@
+"""The fast engine against the reference in float64: features, gradients, regions, pictures, whole drags."""
+
+import numpy as np
+import pytest
+import torch
+
+import draggan_fast as dg
+from draggan_fast import regions
+from draggan_fast.engine import ReferenceEngine, best_precision, make_engine, resolve
+from draggan_fast.frozen import FrozenSynthesis
+
+CPU = torch.device("cpu")
+
+
+def latent(model, rows_differ=True):
+    z = torch.from_numpy(np.random.RandomState(5).randn(1, model.config.z_dim)).float()
+    ws = model.generator.mapping(z, psi=0.7)
+    return ws + 0.1 * torch.randn_like(ws) if rows_differ else ws
+
+
+def relative(found, expected):
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def in_double(model, ws, block, grad):
+    """(feature, gradient of ws, picture) by autograd in float64."""
+    generator = dg.Generator(model.config).double().eval()
+    generator.load_state_dict(model.generator.state_dict())
+    leaf = ws.double().requires_grad_()
+    activations = generator.features(leaf, block)
+    (gradient,) = torch.autograd.grad(activations.x, leaf, grad.double())
+    with torch.no_grad():
+        return activations.x.detach(), gradient, generator.render(generator.features(ws.double(), block), ws.double())
+
+
+@pytest.mark.parametrize("block", [0, 1, 3, 5])
+def test_features_gradient_and_picture(nvlabs, block):
+    ws = latent(nvlabs)
+    side = 4 << block
+    grad = torch.randn(1, nvlabs.config.channels[block], side, side) / side
+    feature, gradient, picture = in_double(nvlabs, ws, block, grad)
+    reference = ReferenceEngine(nvlabs.generator, block, "const")
+    plain = reference.whole(ws)
+    plain_gradient = reference.gradient(plain, grad)
+    for precision in ("fp32", "bf16"):
+        fast = make_engine(nvlabs.generator, CPU, block, "const", "fast", precision)
+        whole = fast.whole(ws)
+        rows = fast.gradient(whole, grad)
+        found = torch.nn.functional.pad(rows, (0, 0, 0, nvlabs.config.num_ws - rows.shape[1]))
+        assert rows.shape[1] == 2 * block + 1
+        assert not gradient[:, 2 * block + 1 :].any()
+        if precision == "fp32":
+            # A sign of a leaky ReLU that rounding turns over weighs much more than rounding itself, in both.
+            assert relative(whole.view.feature, feature) < max(2 * relative(plain.view.feature, feature), 2e-6)
+            assert relative(found, gradient) < max(4 * relative(plain_gradient, gradient), 1e-3)
+            assert relative(fast.picture(whole, ws), picture) < 2e-6
+        else:
+            assert relative(whole.view.feature, feature) < 0.02
+            assert relative(found, gradient) < 0.2
+            assert relative(fast.picture(whole, ws), picture) < 0.03
+
+
+POINTS = [[(0, 0)], [(255, 255)], [(0, 255), (254, 3)], [(127, 130)], [(100, 77), (104, 80), (3, 200)]]
+
+
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize("first", [1, 3, 5])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_regions_are_the_whole_seen_through_a_window(nvlabs, points, first, precision):
+    ws = latent(nvlabs)
+    synthesis = FrozenSynthesis(nvlabs.generator, 5, precision)
+    region = regions.region_around(torch.tensor(points, dtype=torch.float32), 11, 128, 256)
+    with torch.no_grad():
+        whole = synthesis.forward(ws)
+        near = regions.forward(synthesis, ws, region, first)
+        cut = regions.from_whole(synthesis, whole, region, first)
+    tolerance = 3e-6 if precision == torch.float32 else 0.02
+    assert near.feature.shape == (len(points), nvlabs.config.channels[5], region.size, region.size)
+    assert relative(near.feature, regions.crop(whole.feature, region).double()) < tolerance
+    assert torch.equal(cut.feature, regions.crop(whole.feature, region))
+    grad = torch.randn(near.feature.shape) / region.size
+    with torch.no_grad():
+        expected = synthesis.backward(whole, regions.crop_adjoint(grad, region, whole.feature)).double()
+        for trace in (near, cut):
+            found = regions.backward(synthesis, trace, grad)
+            assert relative(found, expected) < (1e-3 if precision == torch.float32 else 0.2)
+
+
+def test_crops_hang_over_the_border_as_zeros():
+    map_ = torch.arange(1.0, 17.0).reshape(1, 1, 4, 4)
+    region = regions.Region(torch.tensor([[-1, 2]]), 3)
+    expected = [[0, 9, 10], [0, 13, 14], [0, 0, 0]]
+    assert regions.crop(map_, region)[0, 0].tolist() == expected
+    crops = torch.ones(1, 1, 3, 3)
+    assert regions.crop_adjoint(crops, region, map_).sum() == 4
+    assert regions.crop_adjoint(crops, region, map_)[0, 0, 2:, :2].tolist() == [[1, 1], [1, 1]]
+
+
+def test_a_region_holds_every_cell_that_a_pixel_in_reach_reads():
+    for image, resolution in ((256, 128), (1024, 128), (128, 128)):
+        reach = 9
+        for x in range(0, image, 7):
+            region = regions.region_around(torch.tensor([[float(x), 0.0]]), reach, resolution, image)
+            pixels = torch.arange(max(x - reach, 0), min(x + reach, image - 1) + 1)
+            source = ((pixels + 0.5) * (resolution / image) - 0.5).clamp(0, resolution - 1)
+            first = int(region.origin[0, 0])
+            assert 0 <= first <= int(source.min().floor())
+            assert int(source.max().ceil()) < first + region.size <= resolution
+
+
+def test_crops_are_chosen_when_they_are_less_work(nvlabs):
+    synthesis = FrozenSynthesis(nvlabs.generator, 5, torch.float32)
+    few = regions.region_around(torch.full((1, 2), 100.0), 11, 128, 256)
+    many = regions.region_around(torch.full((1000, 2), 100.0), 11, 128, 256)
+    assert regions.first_block(synthesis, few) is not None
+    assert regions.first_block(synthesis, many) is None
+    assert regions.region_around(torch.full((1, 2), 10.0), 40, 16, 64) is None
+
+
+def dragged(model, engine, mask=False, **changes):
+    session = dg.DragSession(model, seed=3, config=model.drag_config(engine=engine, **changes))
+    size = model.image_size[0]
+    if mask:
+        session.set_mask(np.tri(size))
+    session.set_points([(size // 3, size // 2), (size - 1, 0)], [(size // 2, size // 3), (size // 2, 5)])
+    results = [session.step() for _ in range(6)]
+    return session, results
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"space": "w"}, {"reg": 0.3}, {"feature_block": 2}, {"layers": 3}])
+def test_a_drag_is_the_references(small, mask, changes):
+    session, results = dragged(small, "fast", mask, **changes)
+    expected, expected_results = dragged(small, "reference", mask, **changes)
+    for found, wanted in zip(results, expected_results):
+        assert np.array_equal(found.handle_points, wanted.handle_points)
+        assert found.loss == pytest.approx(wanted.loss, rel=1e-4)
+    assert (session.w_plus - expected.w_plus).abs().max() < 1e-4
+    assert np.abs(session.render().astype(int) - expected.render().astype(int)).max() <= 1
+
+
+def test_rendering_between_steps_changes_nothing(small):
+    """With a picture the crops are cut out of the whole features; without, they are computed alone."""
+    plain, _ = dragged(small, "fast")
+    session = dg.DragSession(small, seed=3, config=small.drag_config(engine="fast"))
+    session.set_points([(21, 32), (63, 0)], [(32, 21), (32, 5)])
+    for _ in range(6):
+        session.render()
+        session.step()
+        session.locate()
+    assert np.array_equal(plain.handle_points, session.handle_points)
+    assert (plain.w_plus - session.w_plus).abs().max() < 1e-5
+
+
+def test_sessions_share_the_packed_weights(small):
+    first, second = (make_engine(small.generator, CPU, 3, "const", "fast", "fp32") for _ in range(2))
+    assert first.synthesis is second.synthesis
+    assert make_engine(small.generator, CPU, 2, "const", "fast", "fp32").synthesis is not first.synthesis
+
+
+def test_who_computes(small):
+    assert resolve(small.generator, CPU, "reference", "auto") == ("reference", "fp32")
+    assert resolve(small.generator, CPU, "auto", "auto") == ("fast", best_precision(CPU)[0])
+    assert resolve(small.generator, CPU, "fast", "bf16") == ("fast", "bf16")
+    with pytest.raises(dg.DragError, match="computes in fp32 only"):
+        resolve(small.generator, CPU, "reference", "bf16")
+    shortcuts = dg.Generator(
+        dg.GeneratorConfig(16, 8, 8, (4, 4, 4), (8,), architecture="resnet"),
+    ).freeze()
+    assert resolve(shortcuts, CPU, "auto", "auto") == ("reference", "fp32")
+    with pytest.raises(dg.DragError, match="resnet"):
+        resolve(shortcuts, CPU, "fast", "auto")
+
+
+def test_low_precision_arrives_too():
+    """Five drags of the embedded model in bf16 end where float32's do, within the stop distance."""
+    config = {"fp32": [], "bf16": []}
+    for precision, arrived in config.items():
+        model = dg.load("toy-animals", device="cpu", precision=precision)
+        for seed in range(3):
+            session = dg.DragSession(model, seed=seed)
+            session.set_points([(64, 74)], [(72, 70)])
+            arrived.append(session.run(max_steps=120).done)
+    assert config["bf16"] == config["fp32"] == [True] * 3
