@@ -57,7 +57,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute (default auto)")
     parser.add_argument(
-        "--precision", default="auto", metavar="auto|fp32", help="arithmetic (default auto = fp32 for now)"
+        "--precision",
+        default="auto",
+        metavar="auto|fp32|bf16",
+        help="arithmetic of the synthesis (default auto: what the device is fast in)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
 
@@ -113,6 +116,7 @@ def build_parser() -> Parser:
         default="model",
         help="settings to start from: the model's own (default), the published program's, the paper's",
     )
+    drag.add_argument("--engine", choices=("auto", "reference", "fast"), help="who computes the steps (default auto)")
     drag.add_argument("--space", choices=("w+", "w"), help="latent space (default w+)")
     drag.add_argument("--steps", type=int, metavar="N", help="give up after N steps (default 300)")
     drag.add_argument("--lr", type=float, help="step size of Adam")

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from . import checkpoint, media, models, ops, session_file
 from .command_common import check_output, provenance, set_threads
 from .drag_command import DEFAULT_PSI, drag
+from .engine import best_precision
 from .errors import DragError
-from .loading import load
+from .loading import load, pick_device
 from .session import DragSession
 from .version import __version__
 
@@ -182,7 +183,7 @@ def diagnosis() -> dict[str, Any]:
         "cpu": {"name": cpu_name(), "threads": torch.get_num_threads(), "vector instructions": capability},
         "cuda": cuda or "no CUDA device; the CPU is used",
         "compiled library": compiled_library(),
-        "precision": "fp32 (the only one so far)",
+        "precision": ": ".join(best_precision(pick_device("auto"))),
         "mp4": "yes" if version_of("av") else "no: pip install 'draggan-fast[video]'",
         "embedded model": embedded,
         "ops": {op: f"{b.name}: {b.reason}" for op, b in ops.backends().items()},

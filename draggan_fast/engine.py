@@ -154,6 +154,8 @@ def best_precision(device: torch.device) -> tuple[str, str]:
 
 def resolve(generator: Generator, device: torch.device, engine: str, precision: str) -> tuple[str, str]:
     """(engine, precision) that serve a session which asked for these; raises DragError if they cannot be combined."""
+    if precision not in PRECISIONS:
+        raise DragError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
     reason = supported(generator)
     if engine == "reference" or (engine == "auto" and reason is not None):
         if precision not in ("auto", "fp32"):

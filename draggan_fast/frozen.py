@@ -212,7 +212,7 @@ class FrozenSynthesis:
         return self.backward_from(trace, grad_feature, [torch.zeros_like(style) for style in trace.modulation.styles])
 
     def backward_from(self, trace: Trace, grad: Tensor, grad_styles: list[Tensor]) -> Tensor:
-        """The same from the gradient of the trace's last map, given what its later layers add to the style gradients."""
+        """The same from the gradient of the trace's last map, onto what later layers add to the style gradients."""
         styles, demodulations = trace.modulation
         grad = channels_last(grad.to(self.precision))
         last = len(trace.maps) - 2

@@ -7,6 +7,8 @@ convolution. Where oneDNN is missing or cannot serve a type, ``F.conv2d`` comput
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +36,8 @@ class PackedConv:
         if self.packed:
             shape = [1, weight.shape[1], *input_hw]
             dense = weight.contiguous().to_mkldnn()
-            self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(dense, self.padding, [1, 1], [1, 1], 1, shape)
+            pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the last argument
+            self.weight: Tensor = pack(dense, self.padding, [1, 1], [1, 1], 1, shape)
         else:
             self.weight = weight.contiguous(memory_format=torch.channels_last)
 

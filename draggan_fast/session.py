@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from . import ops
 from .config import DragConfig
 from .engine import Features, make_engine
 from .errors import DragError
+from .inputs import Points, as_points, class_label, is_whole
 from .loading import Model
 from .views import FeatureView
 
-Points = Sequence[Sequence[float]] | np.ndarray | Tensor
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch's Adam defaults, which the published program uses
 
 
@@ -64,30 +64,6 @@ class SessionState:
     drag_open: bool = False  # a step has been made since the points were set
     trajectory: tuple[StepResult, ...] = ()
     events: tuple[dict[str, Any], ...] = ()  # what was done, in order: enough to do it again
-
-
-def as_points(points: Points, name: str, image_size: tuple[int, int]) -> Tensor:
-    """(x, y) pairs → [1, N, 2] float32, snapped to the nearest pixel; raises DragError unless all lie inside."""
-    if isinstance(points, Tensor):
-        points = points.detach().cpu().double().numpy()
-    try:
-        array = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise DragError(f"{name} must be (x, y) pairs of numbers.") from None
-    if array.size == 0:
-        raise DragError(f"{name}: give at least one point.")
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise DragError(f"{name} must be (x, y) pairs, an array of the shape [N, 2], not {list(array.shape)}.")
-    if not np.isfinite(array).all():
-        raise DragError(f"{name} must be finite numbers; one is NaN or infinite.")
-    snapped = np.floor(array + 0.5) + 0.0  # no negative zeros
-    height, width = image_size
-    for (x, y), (px, py) in zip(array.tolist(), snapped.tolist(), strict=True):
-        if not (0 <= px < width and 0 <= py < height):
-            raise DragError(
-                f"{name}: ({x:g}, {y:g}) lies outside the picture (x from 0 to {width - 1}, y from 0 to {height - 1})."
-            )
-    return torch.from_numpy(snapped).float().unsqueeze(0)
 
 
 class DragSession:
@@ -166,6 +142,16 @@ class DragSession:
     def w_plus(self) -> Tensor:
         """[num_ws, w_dim] float32 on the model's device: the latent now."""
         return self._w_plus(self._state.parameter)[0].detach()
+
+    @property
+    def engine(self) -> str:
+        """Who computes the steps: "reference" or "fast"."""
+        return self._engine.name
+
+    @property
+    def precision(self) -> str:
+        """What the synthesis is computed in: "fp32" or "bf16". Latents, handles, losses and Adam are always float32."""
+        return self._engine.precision
 
     @property
     def done(self) -> bool:
@@ -248,6 +234,8 @@ class DragSession:
         state = self._require_points()
         if state.done:
             return state.trajectory[-1]
+        # A picture's features and those around the handles agree to rounding only: a replay must use the same.
+        pictured = self._whole is not None
         with reproducible(self.model.device):
             result, changes = self._compute_step()
         if not state.drag_open:
@@ -258,7 +246,7 @@ class DragSession:
             done=result.done,
             drag_open=True,
             trajectory=(*state.trajectory, result),
-            events=add_event(state.events, {"kind": "steps", "count": 1}),
+            events=add_event(state.events, {"kind": "steps", "count": 1, "pictured": pictured}),
         )
         return result
 
@@ -572,33 +560,20 @@ def reproducible(device: torch.device) -> Iterator[None]:
         yield
 
 
-def is_whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
 def read_only(tensor: Tensor) -> np.ndarray:
     array = tensor.cpu().numpy().copy()
     array.setflags(write=False)
     return array
 
 
-def class_label(label: int | None, c_dim: int, device: torch.device) -> Tensor | None:
-    """A class index → one-hot [1, c_dim]; None for an unconditional model. Raises DragError if it does not fit."""
-    if c_dim == 0:
-        if label is not None:
-            raise DragError("This model has no classes: give no label.")
-        return None
-    if not is_whole(label) or not 0 <= label < c_dim:
-        raise DragError(f"This model has classes: give a label from 0 to {c_dim - 1}, not {label!r}.")
-    return torch.nn.functional.one_hot(torch.tensor([label], device=device), c_dim).float()
-
-
 def add_event(events: tuple[dict[str, Any], ...], event: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """events with one more. Steps are counted; a mask or targets set again before any step replace the earlier ones
-    (not so points: which handle continues depends on every set of them)."""
+    """events with one more. Steps of one sort are counted; a mask or targets set again before any step replace the
+    earlier ones (not so points: which handle continues depends on every set of them)."""
     last = events[-1] if events else {"kind": None}
     if last["kind"] != event["kind"] or event["kind"] == "points":
         return (*events, event)
     if event["kind"] == "steps":
-        event = {"kind": "steps", "count": last["count"] + event["count"]}
+        if last["pictured"] != event["pictured"]:
+            return (*events, event)
+        event = {**event, "count": last["count"] + event["count"]}
     return (*events[:-1], event)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from . import loading
 from .atomic import write_bytes
 from .config import DragConfig
 from .errors import DragError
+from .inputs import as_points, is_whole
 from .loading import Model
-from .session import DragSession, SessionState, StepResult, as_points, is_whole, read_only
+from .session import DragSession, SessionState, StepResult, read_only
 from .version import __version__
 
 FORMAT = "draggan-fast-session"
@@ -103,6 +104,7 @@ def save_session(session: DragSession, path: str | os.PathLike[str]) -> Path:
             "noise": session.noise,
         },
         "config": session.config.to_json(),
+        "computed_by": {"engine": session.engine, "precision": session.precision},
         "adam_steps": state.adam_steps,
         "moved": state.moved,
         "done": state.done,
@@ -186,7 +188,12 @@ def open_start(path: Path, model: Model | None) -> tuple[DragSession, dict[str, 
         for value in (seed, label):
             if value is not None and not is_whole(value):
                 raise ValueError("seed and label must be whole numbers")
-        session = DragSession(model, w=tensors["w0"], config=config, **start)
+        # What "auto" meant when the session was made, so that it goes on the same way here. Files from before there
+        # was a choice were made by the reference.
+        by = document.get("computed_by", {"engine": "reference", "precision": "fp32"})
+        same = replace(model, precision=str(by["precision"]))
+        session = DragSession(same, w=tensors["w0"], config=replace(config, engine=by["engine"]), **start)
+        session.config = config
     except DragError:
         raise
     except DAMAGE as error:
@@ -278,7 +285,7 @@ def read_events(
             if not is_whole(event["count"]) or event["count"] < 1:
                 raise ValueError("a number of steps is not a positive whole number")
             steps += event["count"]
-            events.append({"kind": "steps", "count": event["count"]})
+            events.append({"kind": "steps", "count": event["count"], "pictured": event.get("pictured") is True})
         elif kind in ("points", "targets"):
             names = ("handle_points", "target_points") if kind == "points" else ("target_points",)
             for name in names:
@@ -357,4 +364,6 @@ def apply_event(session: DragSession, event: dict[str, Any]) -> None:
         session.set_mask(event["movable_mask"])
     else:
         for _ in range(event["count"]):
+            if event["pictured"]:
+                session._whole_features()
             session.step()

@@ -1,9 +1,9 @@
 """What surrounds the convolution of a StyleGAN2 layer, in plain PyTorch: the specification of the fast passes.
 
 A layer is: scale the input by the style → convolution with constant weights → demodulate, add noise and bias, leaky
-ReLU, gain, clamp (Karras et al. 2020, §2.2, in the activation-scaled form). A layer's last pass also scales by the *next*
-layer's style, and the backward pass yields the channel sums that the gradient of style and demodulation need, so that
-every map is read and written once.
+ReLU, gain, clamp (Karras et al. 2020, §2.2, in the activation-scaled form). A layer's last pass also scales by the
+*next* layer's style, and the backward pass yields the channel sums that the gradient of style and demodulation need,
+so that every map is read and written once.
 
 Shared conventions. Maps: [B, C, h, w], float32 or bfloat16, channels-last in memory; arithmetic is float32. Per-channel
 factors (style, demodulation): [B, C] float32. bias: [C] float32. noise: [h, w] or [B, h, w] float32 (strength

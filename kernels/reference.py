@@ -141,8 +141,8 @@ def motion_supervision(
     bilinearly between pixels, zeros outside the image; the handles' losses are summed (§3.2, eq. 1).
 
     If the features are crops of a larger map, image_size and the points are those of the crops, crop_origin [B, 2]
-    int64 says which pixel of the whole image (whole_size) their first is. A border of a crop must be one of the image, or
-    out of reach.
+    int64 says which pixel of the whole image (whole_size) their first is. A border of a crop must be one of the
+    image, or out of reach.
     """
     dtype = compute_dtype(feature)
     handles, targets = handle_points.to(dtype), target_points.to(dtype)
