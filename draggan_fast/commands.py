@@ -6,7 +6,7 @@ import argparse
 import json
 import platform
 import re
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +156,28 @@ def version_of(package: str) -> str | None:
 
 
 def compiled_library() -> str:
-    try:
-        info = import_module("draggan_fast._C").build_info()
-    except ImportError as error:
+    info = ops.compiled_parts()
+    if not info.get("cpu"):
         return (
-            f"absent ({error}): the reference kernels serve; to build it install with a C++ compiler, with torch "
-            "present and with pip's --no-build-isolation"
+            f"absent ({info.get('error')}): the reference kernels serve, many times slower; to build it install with a "
+            "C++ compiler, with torch present and with pip's --no-build-isolation"
         )
-    return f"present, built by {info['compiler']} (holds no op yet)"
+    levels = ", ".join(info["levels"])
+    cuda = "with CUDA kernels" if info["cuda"] else "without CUDA kernels"
+    return f"present, built by {info['compiler']}, {cuda}; vector instructions {info['level']} (of {levels})"
+
+
+def serving_backends() -> dict[str, str]:
+    """Op → what serves it, on the CPU and on a CUDA device if there is one."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    try:
+        found = {device: ops.backends(device) for device in devices}
+    except DragError as error:  # DRAGGAN_FAST_BACKEND names one that cannot serve
+        return dict.fromkeys(ops.OPS, str(error))
+    return {
+        op: "; on CUDA ".join(f"{found[device][op].name}: {found[device][op].reason}" for device in devices)
+        for op in ops.OPS
+    }
 
 
 def diagnosis() -> dict[str, Any]:
@@ -186,7 +200,7 @@ def diagnosis() -> dict[str, Any]:
         "precision": ": ".join(best_precision(pick_device("auto"))),
         "mp4": "yes" if version_of("av") else "no: pip install 'draggan-fast[video]'",
         "embedded model": embedded,
-        "ops": {op: f"{b.name}: {b.reason}" for op, b in ops.backends().items()},
+        "ops": serving_backends(),
     }
 
 

@@ -78,30 +78,44 @@ class FrozenLayer:
                 if differentiable:
                     self.backward_convs.append(PackedConv(back, opposite, output))
 
-    def convolve(self, scaled: Tensor) -> Tensor:
-        """[B, C, h, w] → [B, C', r, r], r = h or 2h, before demodulation."""
+    def forward(
+        self, scaled: Tensor, demodulation: Tensor, noise: Tensor | None, style: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The input times its style [B, C, h, w] → (x, x·style) [B, C', r, r], r = h or 2h; style: of what follows."""
+        rest = (demodulation, noise, self.bias, style, LRELU_GAIN, self.clamp)
         if not self.up:
-            return self.forward_convs[0](scaled)
+            return synthesis_ops.activate(self.forward_convs[0](scaled), *rest)
         first, second, third, fourth = (conv(scaled) for conv in self.forward_convs)
-        return synthesis_ops.fir((first, second, third, fourth), self.taps)
+        return synthesis_ops.fir_activate((first, second, third, fourth), self.taps, *rest)
 
-    def convolve_transposed(self, grad: Tensor) -> Tensor:
-        """The transpose of ``convolve``."""
+    def backward(
+        self, grad: Tensor, x: Tensor, demodulation: Tensor, noise: Tensor | None, style: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The transpose of ``forward``, at its output x: gradient of x·style → (gradient of the scaled input, of the
+        style [B, C'], of the demodulation [B, C'])."""
+        rest = (grad, style, x, demodulation, noise, self.bias, LRELU_GAIN, self.clamp)
         if not self.up:
-            return self.backward_convs[0](grad)
-        parts = synthesis_ops.fir_backward(grad, self.taps)
-        total = self.backward_convs[0](parts[0])
-        for conv, part in zip(self.backward_convs[1:], parts[1:], strict=True):
-            conv.add_to(total, part)
-        return total
+            grad_y, grad_style, grad_demodulation = synthesis_ops.activate_backward(*rest)
+            return self.backward_convs[0](grad_y), grad_style, grad_demodulation
+        phases, grad_style, grad_demodulation = synthesis_ops.activate_backward_fir(*rest, self.taps)
+        total = self.backward_convs[0](phases[0])
+        for conv, phase in zip(self.backward_convs[1:], phases[1:]):
+            conv.add_to(total, phase)
+        return total, grad_style, grad_demodulation
 
-    def convolve_valid(self, scaled: Tensor) -> Tensor:
-        """A plain layer's convolution without padding: [B, C, h, w] → [B, C', h − 2, w − 2]."""
-        return self.forward_convs[0](scaled, padding=(0, 0))
+    def forward_valid(self, scaled: Tensor, demodulation: Tensor, noise: Tensor | None) -> Tensor:
+        """A plain layer without padding: [B, C, h, w] → x [B, C', h − 2, w − 2]; nothing follows."""
+        y = self.forward_convs[0](scaled, padding=(0, 0))
+        return synthesis_ops.activate(y, demodulation, noise, self.bias, None, LRELU_GAIN, self.clamp)[0]
 
-    def convolve_valid_transposed(self, grad: Tensor) -> Tensor:
-        """The transpose of ``convolve_valid``."""
-        return self.backward_convs[0](grad, padding=(2, 2))
+    def backward_valid(
+        self, grad: Tensor, x: Tensor, demodulation: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The transpose of ``forward_valid``: (gradient of the scaled input, of the demodulation)."""
+        grad_y, _, grad_demodulation = synthesis_ops.activate_backward(
+            grad, None, x, demodulation, noise, self.bias, LRELU_GAIN, self.clamp
+        )
+        return self.backward_convs[0](grad_y, padding=(2, 2)), grad_demodulation
 
     def style_gradient(self, style: Tensor, demodulation: Tensor, grad_demodulation: Tensor) -> Tensor:
         """What flows to the style [B, C] through the demodulation d = (Σ W²·s² + ε)^−½: ∂d/∂s = −d³·(Σ W²)·s."""
@@ -178,15 +192,7 @@ class FrozenSynthesis:
         styles = modulation.styles[: len(layers)]
         scaled = channels_last((x.float() * styles[0][:, :, None, None]).to(self.precision))
         for layer, demodulation, following in zip(layers, modulation.demodulations, (*styles[1:], None)):
-            x, scaled = synthesis_ops.activate(
-                layer.convolve(scaled),
-                demodulation,
-                self.noise_of(layer),
-                layer.bias,
-                following,
-                LRELU_GAIN,
-                layer.clamp,
-            )
+            x, scaled = layer.forward(scaled, demodulation, self.noise_of(layer), following)
             maps.append(x)
         return tuple(maps)
 
@@ -218,20 +224,13 @@ class FrozenSynthesis:
         last = len(trace.maps) - 2
         for index in range(last, -1, -1):
             layer = self.layers[index]
-            grad_y, grad_following, grad_demodulation = synthesis_ops.activate_backward(
-                grad,
-                None if index == last else styles[index + 1],
-                trace.maps[index + 1],
-                demodulations[index],
-                self.noise_of(layer),
-                layer.bias,
-                LRELU_GAIN,
-                layer.clamp,
+            following = None if index == last else styles[index + 1]
+            grad, grad_following, grad_demodulation = layer.backward(
+                grad, trace.maps[index + 1], demodulations[index], self.noise_of(layer), following
             )
-            if index != last:
+            if following is not None:
                 grad_styles[index + 1] += grad_following
             grad_styles[index] += layer.style_gradient(styles[index], demodulations[index], grad_demodulation)
-            grad = layer.convolve_transposed(grad_y)
         grad_styles[0] += (grad.float() * trace.maps[0].float()).sum(dim=(2, 3))
         return torch.stack([g @ layer.affine.weight for g, layer in zip(grad_styles, self.layers)], dim=1)
 

@@ -2,21 +2,39 @@
 
 This is the only file that touches ``torch.ops`` and ``kernels/``. Each loss op computes its gradient in the same
 pass; its backward is one multiplication. ``draggan_fast.kernels.reference`` documents what the ops compute.
+
+Backends: ``reference`` (plain PyTorch, any device and dtype), ``cpp`` (the compiled library, CPU), ``cuda`` (its CUDA
+part) and ``triton`` (CUDA; on a CPU only under its interpreter, TRITON_INTERPRET=1). By default a CPU tensor is served
+by cpp, a CUDA tensor by the order of ``kernels/configs.py``, and whatever is missing is passed over; float64 is always
+served by the reference, the others compute in float32. ``forced_backend`` or the environment variable
+``DRAGGAN_FAST_BACKEND`` (read at every call) force one: then what it cannot serve is an error.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import DragError
-from .kernels import reference
+from .kernels import configs, reference
 
 OPS = ("motion_supervision", "point_tracking", "mask_loss", "sample_feature")
+BACKENDS = ("reference", "cpp", "cuda", "triton")
+ENVIRONMENT = "DRAGGAN_FAST_BACKEND"
+CPU_ORDER = ("cpp", "reference")
+MAX_AXIS = 32767  # cells or pixels along an axis: the compiled kernels count in 32 bits (csrc/bilinear.h)
+MAX_RADIUS = 1 << 24
+
+_forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
 
 
 class Backend(NamedTuple):
@@ -26,27 +44,166 @@ class Backend(NamedTuple):
     reason: str
 
 
-def backends() -> dict[str, Backend]:
-    """Op → backend. So far every op is served by the reference kernels."""
-    return {op: Backend("reference", "plain PyTorch; no compiled kernel exists yet") for op in OPS}
+@functools.cache
+def compiled_parts() -> dict[str, Any]:
+    """What the compiled library holds: its build_info(), or {} (and under "error" why) where it cannot be imported."""
+    try:
+        library = importlib.import_module("draggan_fast._C")
+    except ImportError as error:
+        return {"error": str(error)}
+    return library.build_info()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _what_is_missing(name: str, device_type: str) -> str | None:
+    """Why a backend cannot serve such a device here, and how to get it; None if it can."""
+    parts = compiled_parts()
+    if name == "reference":
+        return None
+    if name == "cpp":
+        if device_type != "cpu":
+            return f"it serves CPU tensors, not {device_type}"
+        if not parts.get("cpu"):
+            return (
+                f"the compiled library is absent ({parts.get('error')}); install with a C++ compiler, with torch "
+                "present and with pip's --no-build-isolation"
+            )
+        return None
+    if name == "cuda":
+        if device_type != "cuda":
+            return f"it serves CUDA tensors, not {device_type}"
+        if not parts.get("cuda"):
+            return (
+                "the compiled library has no CUDA part; install where torch is a CUDA build and its CUDA toolkit is "
+                "found, with pip's --no-build-isolation"
+            )
+        return None
+    if not _has_triton():
+        return "the package triton is not installed; torch's CUDA builds bring it along"
+    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "on a CPU it runs only under Triton's interpreter; set TRITON_INTERPRET=1 before Python starts"
+    if device_type not in ("cpu", "cuda"):
+        return f"it serves CUDA tensors, not {device_type}"
+    return None
+
+
+def _check_backend(name: str) -> None:
+    if name not in BACKENDS:
+        raise DragError(f"There is no backend {name!r}; the backends are {', '.join(BACKENDS)}.")
+
+
+def _wished_backend() -> str | None:
+    """The forced backend, by context or environment; None = choose. Raises DragError if there is no such name."""
+    name = _forced.get() or os.environ.get(ENVIRONMENT) or None
+    if name is not None:
+        _check_backend(name)
+    return name
+
+
+def _order(op: str, device_type: str) -> tuple[str, ...]:
+    if device_type == "cpu":
+        return CPU_ORDER
+    return configs.CUDA_ORDER[op].backends if device_type == "cuda" else ("reference",)
+
+
+def _chosen_backend(op: str, device_type: str, dtype: torch.dtype) -> str:
+    """The backend that serves this call. Raises DragError if a forced one cannot."""
+    wished = _wished_backend()
+    if wished is None:
+        if dtype == torch.float64:
+            return "reference"
+        return next(name for name in _order(op, device_type) if _what_is_missing(name, device_type) is None)
+    missing = _what_is_missing(wished, device_type)
+    if missing is not None:
+        raise DragError(f"The backend {wished!r} was asked for but cannot serve {op}: {missing}.")
+    if dtype == torch.float64 and wished != "reference":
+        raise DragError(f"The backend {wished!r} computes in float32; float64 features need the backend 'reference'.")
+    return wished
+
+
+def _kernel(op: str, feature: Tensor) -> Callable[..., Any]:
+    """The code that serves this call, with the arguments of ``reference.<op>``."""
+    name = _chosen_backend(op, feature.device.type, feature.dtype)
+    if name == "reference":
+        return getattr(reference, op)
+    if name == "triton":
+        return getattr(importlib.import_module(f"draggan_fast.kernels.{op}"), op)
+    return getattr(torch.ops.draggan_fast_native, op)
+
+
+def _kernel_on_crops(feature: Tensor) -> Callable[..., Any]:
+    """The same for motion_supervision on crops, which the reference and cpp know."""
+    name = _chosen_backend("motion_supervision", feature.device.type, feature.dtype)
+    if name == "cpp":
+        return torch.ops.draggan_fast_native.motion_supervision_on_crops
+    if name != "reference" and _wished_backend() is not None:
+        raise DragError(f"The backend {name!r} was asked for but has no motion_supervision on crops.")
+    return reference.motion_supervision
+
+
+def backends(device_type: str = "cpu") -> dict[str, Backend]:
+    """Op → the backend that serves float32 features on such a device here, and why.
+
+    Raises DragError if DRAGGAN_FAST_BACKEND or ``forced_backend`` names one that cannot.
+    """
+    return {
+        op: Backend(name := _chosen_backend(op, device_type, torch.float32), _reason(op, name, device_type))
+        for op in OPS
+    }
+
+
+def _reason(op: str, name: str, device_type: str) -> str:
+    if _wished_backend() is not None:
+        return f"forced by {'forced_backend' if _forced.get() else ENVIRONMENT}"
+    passed_over = [f"{other}: {_what_is_missing(other, device_type)}" for other in _order(op, device_type)]
+    passed_over = passed_over[: _order(op, device_type).index(name)]
+    if device_type == "cuda":
+        return "; ".join([f"the order is {configs.CUDA_ORDER[op].measured}", *passed_over])
+    if name == "cpp":
+        return f"compiled, vector instructions {compiled_parts()['level']}; float64 goes to the reference"
+    return "; ".join(["plain PyTorch", *passed_over])
 
 
 def available_backends(op: str, device_type: str = "cpu") -> tuple[str, ...]:
-    """The names of the backends that can serve an op on such a device here, the reference first."""
+    """The names of the backends that can serve an op on such a device here, the reference first.
+
+    They serve float32, bfloat16 and float16 features; the reference also float64.
+    """
     if op not in OPS:
         raise DragError(f"There is no op {op!r}; the ops are {', '.join(OPS)}.")
-    return ("reference",)
+    return tuple(name for name in BACKENDS if _what_is_missing(name, device_type) is None)
 
 
 @contextlib.contextmanager
 def forced_backend(name: str) -> Iterator[None]:
     """Every op is served by this backend inside the context (for tests and A/B measurements).
 
-    Raises DragError if some op has no such backend here.
+    It counts for the thread (or task) that enters it. Raises DragError if no device here has such a backend; a call
+    inside that it cannot serve (another device, float64) raises DragError too.
     """
-    if name != "reference":
-        raise DragError(f"There is no backend {name!r} here; there is reference.")
-    yield
+    _check_backend(name)
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    reasons = {device: _what_is_missing(name, device) for device in devices}
+    if None not in reasons.values():
+        because = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
+        raise DragError(f"There is no backend {name!r} here ({because}).")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _like(grad: Tensor, feature: Tensor) -> Tensor:
+    """The gradient with the strides that the fake promises (those of ``torch.empty_like``)."""
+    if grad.stride() == feature.stride():
+        return grad
+    promised = torch.empty_like(feature, device="meta").stride()
+    return grad if grad.stride() == promised else torch.empty_like(feature).copy_(grad)
 
 
 @torch.library.custom_op("draggan_fast::motion_supervision", mutates_args=())
@@ -61,11 +218,12 @@ def _motion_supervision(
     whole_size: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     height, width = image_size
-    whole = None if whole_size is None else (whole_size[0], whole_size[1])
-    loss, grad = reference.motion_supervision(
-        feature, handle_points, target_points, active, r1, (height, width), crop_origin, whole
-    )
-    return loss, torch.empty_like(feature).copy_(grad)
+    arguments = (feature, handle_points, target_points, active, r1, (height, width))
+    if crop_origin is None or whole_size is None:
+        loss, grad = _kernel("motion_supervision", feature)(*arguments)
+    else:
+        loss, grad = _kernel_on_crops(feature)(*arguments, crop_origin, (whole_size[0], whole_size[1]))
+    return loss, _like(grad, feature)
 
 
 @torch.library.custom_op("draggan_fast::point_tracking", mutates_args=())
@@ -78,7 +236,8 @@ def _point_tracking(
     image_size: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     height, width = image_size
-    return reference.point_tracking(feature, reference_feature, handle_points, active, r2, (height, width))
+    kernel = _kernel("point_tracking", feature)
+    return kernel(feature, reference_feature, handle_points, active, r2, (height, width))
 
 
 @torch.library.custom_op("draggan_fast::mask_loss", mutates_args=())
@@ -86,14 +245,14 @@ def _mask_loss(
     feature: Tensor, feature0: Tensor, movable_mask: Tensor, image_size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     height, width = image_size
-    loss, grad = reference.mask_loss(feature, feature0, movable_mask, (height, width))
-    return loss, torch.empty_like(feature).copy_(grad)
+    loss, grad = _kernel("mask_loss", feature)(feature, feature0, movable_mask, (height, width))
+    return loss, _like(grad, feature)
 
 
 @torch.library.custom_op("draggan_fast::sample_feature", mutates_args=())
 def _sample_feature(feature: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:
     height, width = image_size
-    return reference.sample_feature(feature, points, (height, width))
+    return _kernel("sample_feature", feature)(feature, points, (height, width))
 
 
 @_motion_supervision.register_fake
@@ -144,19 +303,28 @@ def _check_feature(feature: Tensor, image_size: tuple[int, int]) -> None:
     _require(feature.ndim == 4, f"feature must have the shape [B, C, h, w], not {list(feature.shape)}.")
     _require(feature.is_floating_point(), f"feature must be a float tensor, not {feature.dtype}.")
     _require(
-        len(image_size) == 2 and min(image_size) >= 1,
-        f"image_size must be two positive numbers (H, W), not {image_size}.",
+        min(feature.shape[1:]) >= 1 and max(feature.shape[2:]) <= MAX_AXIS,
+        f"feature must have from 1 to {MAX_AXIS} cells along each axis, but its shape is {list(feature.shape)}.",
+    )
+    _require(
+        len(image_size) == 2 and min(image_size) >= 1 and max(image_size) <= MAX_AXIS,
+        f"image_size must be two numbers (H, W) from 1 to {MAX_AXIS}, not {image_size}.",
     )
 
 
-def _check_points(name: str, points: Tensor, like: Tensor, count: int | None = None) -> None:
-    batch = like.shape[0]
+def _check_device(name: str, tensor: Tensor, feature: Tensor) -> None:
+    _require(tensor.device == feature.device, f"{name} is on {tensor.device}, the feature on {feature.device}.")
+
+
+def _check_points(name: str, points: Tensor, feature: Tensor, count: int | None = None) -> None:
+    batch = feature.shape[0]
     ok = points.ndim == 3 and points.shape[0] == batch and points.shape[2] == 2
     _require(
         ok and (count is None or points.shape[1] == count),
         f"{name} must have the shape [{batch}, {'N' if count is None else count}, 2], not {list(points.shape)}.",
     )
-    _require(points.device == like.device, f"{name} is on {points.device}, the feature on {like.device}.")
+    _require(points.is_floating_point(), f"{name} must be a float tensor, not {points.dtype}.")
+    _check_device(name, points, feature)
 
 
 def _check_active(active: Tensor, points: Tensor) -> None:
@@ -165,12 +333,13 @@ def _check_active(active: Tensor, points: Tensor) -> None:
         active.dtype == torch.bool and list(active.shape) == shape,
         f"active must be a bool tensor of the shape {shape}, not {active.dtype} {list(active.shape)}.",
     )
-    _require(active.device == points.device, f"active is on {active.device}, the points on {points.device}.")
+    _check_device("active", active, points)
 
 
 def _check_radius(name: str, radius: int, least: int) -> None:
     _require(
-        isinstance(radius, int) and radius >= least, f"{name} must be an integer ≥ {least} (pixels), not {radius!r}."
+        isinstance(radius, int) and least <= radius <= MAX_RADIUS,
+        f"{name} must be an integer from {least} to {MAX_RADIUS} (pixels), not {radius!r}.",
     )
 
 
@@ -216,6 +385,11 @@ def point_tracking(
         list(reference_feature.shape) == expected,
         f"reference_feature must have the shape {expected}, not {list(reference_feature.shape)}.",
     )
+    _require(
+        reference_feature.is_floating_point(),
+        f"reference_feature must be a float tensor, not {reference_feature.dtype}.",
+    )
+    _check_device("reference_feature", reference_feature, feature)
     _check_active(active, handle_points)
     _check_radius("r2", r2, 0)
     return _point_tracking(feature, reference_feature, handle_points, active, r2, image_size)
@@ -233,15 +407,17 @@ def mask_loss(
         feature0.shape == feature.shape,
         f"feature0 must have the feature's shape {list(feature.shape)}, not {list(feature0.shape)}.",
     )
+    _require(
+        feature0.dtype == feature.dtype,
+        f"feature0 must have the feature's dtype, {feature.dtype}, not {feature0.dtype}.",
+    )
     expected = [feature.shape[0], *image_size]
     _require(
         list(movable_mask.shape) == expected,
         f"movable_mask must have the shape {expected}, not {list(movable_mask.shape)}.",
     )
-    _require(
-        feature0.device == movable_mask.device == feature.device,
-        "feature, feature0 and movable_mask must be on the same device.",
-    )
+    _check_device("feature0", feature0, feature)
+    _check_device("movable_mask", movable_mask, feature)
     return _mask_loss(feature, feature0, movable_mask, image_size)
 
 

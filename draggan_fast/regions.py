@@ -19,9 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import synthesis_ops
 from .frozen import FrozenLayer, FrozenSynthesis, Modulation, Trace, channels_last
-from .generator import LRELU_GAIN
 
 
 class Region(NamedTuple):
@@ -32,6 +30,10 @@ class Region(NamedTuple):
 
     def grown(self, cells: int) -> Region:
         return Region(self.origin - cells, self.size + 2 * cells)
+
+    def doubled(self) -> Region:
+        """Where the ×2 layer's output of this region lies in the block above."""
+        return Region(2 * self.origin, 2 * self.size)
 
     def below(self) -> Region:
         """What the ×2 layer needs of the block below to give this region grown by one."""
@@ -98,10 +100,8 @@ class Level(NamedTuple):
 
     block: int
     low_region: Region  # of the block below
-    low: Tensor  # its values, the ×2 layer's input, unscaled
-    offset: Tensor  # [N, 2]: where conv1's input begins in the ×2 layer's output
-    middle: Tensor  # conv1's input, unscaled, [N, C, K + 2, K + 2]
-    middle_region: Region
+    low: Tensor  # its values, the ×2 layer's input, unscaled, [N, C, m, m]
+    middle: Tensor  # the ×2 layer's output, unscaled, [N, C', 2m, 2m]; right where conv1 reads it
     out: Tensor  # [N, C, K, K]
     region: Region
 
@@ -174,13 +174,12 @@ def from_whole(synthesis: FrozenSynthesis, trace: Trace, region: Region, first: 
     """What ``forward`` gives, cut out of a forward pass that computed everything."""
     levels: list[Level] = []
     for block in range(synthesis.block, first - 1, -1):
-        low_region, middle_region = region.below(), region.grown(1)
+        low_region = region.below()
         low, middle, out = (
             crop(trace.maps[2 * block + shift], part)
-            for shift, part in ((-1, low_region), (0, middle_region), (1, region))
+            for shift, part in ((-1, low_region), (0, low_region.doubled()), (1, region))
         )
-        offset = middle_region.origin - 2 * low_region.origin
-        levels.insert(0, Level(block, low_region, low, offset, middle, middle_region, out, region))
+        levels.insert(0, Level(block, low_region, low, middle, out, region))
         region = low_region
     return RegionTrace(Trace(trace.maps[: 2 * first], trace.modulation), tuple(levels))
 
@@ -196,29 +195,13 @@ def _level(
     styles, demodulations = modulation.for_batch(len(region.origin))
     first, second = 2 * block - 1, 2 * block
     up, flat = synthesis.layers[first], synthesis.layers[second]
-    resolution, middle_region = 4 << block, region.grown(1)
-    offset = middle_region.origin - 2 * low_region.origin
-    y = inner(up.convolve(scaled(low, styles[first])), offset, middle_region.size)
-    middle, scaled_middle = synthesis_ops.activate(
-        channels_last(y),
-        demodulations[first],
-        noise_in(synthesis, up, middle_region),
-        up.bias,
-        styles[second],
-        LRELU_GAIN,
-        up.clamp,
+    resolution, doubled, read = 4 << block, low_region.doubled(), region.grown(1)
+    middle, scaled_middle = up.forward(
+        scaled(low, styles[first]), demodulations[first], noise_in(synthesis, up, doubled), styles[second]
     )
-    y = flat.convolve_valid(scaled_middle * inside_of(middle_region, resolution))
-    out, _ = synthesis_ops.activate(
-        y,
-        demodulations[second],
-        noise_in(synthesis, flat, region),
-        flat.bias,
-        None,
-        LRELU_GAIN,
-        flat.clamp,
-    )
-    return Level(block, low_region, low, offset, middle, middle_region, out * inside_of(region, resolution), region)
+    seen = inner(scaled_middle, read.origin - doubled.origin, read.size) * inside_of(read, resolution)
+    out = flat.forward_valid(seen, demodulations[second], noise_in(synthesis, flat, region))
+    return Level(block, low_region, low, middle, out * inside_of(region, resolution), region)
 
 
 def scaled(x: Tensor, style: Tensor) -> Tensor:
@@ -244,36 +227,23 @@ def _level_backward(
     styles, demodulations = modulation.for_batch(len(grad))
     first, second = 2 * level.block - 1, 2 * level.block
     up, flat = synthesis.layers[first], synthesis.layers[second]
-    resolution = 4 << level.block
-    grad = grad * inside_of(level.region, resolution)
-    grad_y, _, grad_demodulation = synthesis_ops.activate_backward(
-        channels_last(grad),
-        None,
+    resolution, doubled, read = 4 << level.block, level.low_region.doubled(), level.region.grown(1)
+    grad, grad_demodulation = flat.backward_valid(
+        channels_last(grad * inside_of(level.region, resolution)),
         level.out,
         demodulations[second],
         noise_in(synthesis, flat, level.region),
-        flat.bias,
-        LRELU_GAIN,
-        flat.clamp,
     )
     grad_styles[second] += flat.style_gradient(
         modulation.styles[second], modulation.demodulations[second], grad_demodulation.sum(dim=0, keepdim=True)
     )
-    grad = flat.convolve_valid_transposed(grad_y) * inside_of(level.middle_region, resolution)
-    grad_y, grad_style, grad_demodulation = synthesis_ops.activate_backward(
-        channels_last(grad),
-        styles[second],
-        level.middle,
-        demodulations[first],
-        noise_in(synthesis, up, level.middle_region),
-        up.bias,
-        LRELU_GAIN,
-        up.clamp,
+    grad = inner_adjoint(grad * inside_of(read, resolution), read.origin - doubled.origin, doubled.size)
+    grad, grad_style, grad_demodulation = up.backward(
+        channels_last(grad), level.middle, demodulations[first], noise_in(synthesis, up, doubled), styles[second]
     )
     grad_styles[second] += grad_style.sum(dim=0, keepdim=True)
     grad_styles[first] += up.style_gradient(
         modulation.styles[first], modulation.demodulations[first], grad_demodulation.sum(dim=0, keepdim=True)
     )
-    grad = up.convolve_transposed(channels_last(inner_adjoint(grad_y, level.offset, 2 * level.low_region.size)))
     grad_styles[first] += (grad.float() * level.low.float()).sum(dim=(0, 2, 3))
     return scaled(grad, styles[first])

@@ -136,9 +136,9 @@ def motion_supervision(
 ) -> tuple[Tensor, Tensor]:
     """Shifted-patch L1 loss of the handles and its gradient: (loss [B] float32, grad_feature like feature).
 
-    d = target − handle; points with |d| ≤ 1 take no part; d is normalised by |d| + 1e-7. A handle's loss is the
-    mean over channels and patch pixels p of |U(p) − U(p + d)|, where U(p) is a constant and U(p + d) is sampled
-    bilinearly between pixels, zeros outside the image; the handles' losses are summed (§3.2, eq. 1).
+    d = target − handle; points with |d| ≤ 1, or not finite, take no part; d is normalised by |d| + 1e-7. A handle's
+    loss is the mean over channels and patch pixels p of |U(p) − U(p + d)|, where U(p) is a constant and U(p + d) is
+    sampled bilinearly between pixels, zeros outside the image; the handles' losses are summed (§3.2, eq. 1).
 
     If the features are crops of a larger map, image_size and the points are those of the crops, crop_origin [B, 2]
     int64 says which pixel of the whole image (whole_size) their first is. A border of a crop must be one of the
@@ -148,8 +148,9 @@ def motion_supervision(
     handles, targets = handle_points.to(dtype), target_points.to(dtype)
     d = targets - handles
     length = d.norm(dim=-1, keepdim=True)
-    active = active & (length.squeeze(-1) > 1)
-    d = d / (length + 1e-7)
+    active = active & (length.squeeze(-1) > 1) & length.squeeze(-1).isfinite()
+    # Whatever stands in for a point that takes no part, NaN perhaps, must not reach the arithmetic: 0 · NaN is NaN.
+    handles, d = (torch.where(active[..., None], t, 0) for t in (handles, d / (length + 1e-7)))
     whole = d.floor()
     fraction = (d - whole)[..., None, None, None, :]  # [B, N, 1, 1, 1, 2]
     fx, fy = fraction[..., 0], fraction[..., 1]
@@ -197,16 +198,19 @@ def point_tracking(
 
     Each handle moves to the pixel of its square window (radius r2, clipped to the image) whose U is nearest, L2
     over channels, to its reference feature [B, N, C]; the first minimum in row-major order wins. An inactive
-    point stays, at distance 0.
+    point stays, at distance 0; one whose window lies outside the image (or that is not finite) stays too, at
+    distance infinity.
     """
     dtype = compute_dtype(feature)
     values, x, y = upsampled_window(feature, handle_points.round().long(), r2, r2, image_size)
+    inside = inside_image(x, y, image_size)
     distance = (values - reference_feature.to(dtype)[:, :, None, None, :]).norm(dim=-1)
-    distance = distance.masked_fill(~inside_image(x, y, image_size), torch.inf).flatten(2)
+    distance = distance.masked_fill(~inside, torch.inf).flatten(2)
     nearest = distance.argmin(dim=2, keepdim=True)
     found = torch.stack([t.flatten(2).gather(2, nearest).squeeze(2) for t in (x, y)], dim=-1)
     shortest = distance.gather(2, nearest).squeeze(2)
-    moved = torch.where(active[..., None], found.float(), handle_points.float())
+    moves = active & inside.flatten(2).any(dim=2)
+    moved = torch.where(moves[..., None], found.float(), handle_points.float())
     return moved, torch.where(active, shortest, 0).float()
 
 

@@ -1,11 +1,16 @@
 """Shared fixtures: the golden folder and two real networks."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 import draggan_fast as dg
+
+# Without a GPU, Triton's interpreter runs the Triton kernels. It must be asked for before they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Small networks gain nothing from threads, and on a busy machine threads that wait for each other cost a lot.
 torch.set_num_threads(1)

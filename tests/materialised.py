@@ -1,12 +1,15 @@
 """The drag ops written the expensive way, as the published program computes them: U is stored at image size.
 
-An oracle for the reference kernels that shares no code with them: interpolate, nonzero, grid_sample, autograd.
+An oracle for the kernels that shares no code with them: interpolate, nonzero, grid_sample, autograd.
+``loss_and_grad`` also says how much of a gradient hangs on differences too close to zero for float32 to know their
+sign; only there may two backends disagree.
 """
 
 import torch
 import torch.nn.functional as F
 
 ROUNDING = 1e-12  # the oracle runs in float64
+UNSURE = 1e-5  # below this the sign of a difference of float32 features of size about 1 is a matter of rounding
 
 
 def upsample(feature, image_size):
@@ -18,7 +21,19 @@ def absolute(difference):
     return torch.where(difference.abs() < ROUNDING, torch.zeros_like(difference), difference).abs()
 
 
-def motion_supervision(feature, handles, targets, active, r1, image_size):
+def unsure(difference):
+    """Twice the differences whose sign is unsure: its gradient is what they can change in the gradient of |·|."""
+    return torch.where(difference.abs() < UNSURE, 2 * difference, torch.zeros_like(difference))
+
+
+def loss_and_grad(op, feature, *arguments):
+    """(loss [B], grad_feature, slack): slack, like grad_feature, bounds what unsure signs can change in it."""
+    loss, grad = op(feature, *arguments)
+    _, slack = op(feature, *arguments, size_of=unsure)
+    return loss, grad, slack.abs()
+
+
+def motion_supervision(feature, handles, targets, active, r1, image_size, size_of=absolute):
     """(loss [B], grad_feature); points (x, y)."""
     feature = feature.detach().requires_grad_()
     height, width = image_size
@@ -39,7 +54,8 @@ def motion_supervision(feature, handles, targets, active, r1, image_size):
                 [(j + d[0]) / max(width - 1, 1) * 2 - 1, (i + d[1]) / max(height - 1, 1) * 2 - 1], dim=-1
             )
             shifted = F.grid_sample(u[b : b + 1], grid[None, None], align_corners=True)[0, :, 0]
-            loss = loss + absolute(u[b, :, i, j].detach() - shifted).mean()
+            if len(i):
+                loss = loss + size_of(u[b, :, i, j].detach() - shifted).mean()
         losses.append(loss)
     loss = torch.stack(losses)
     (grad,) = torch.autograd.grad(loss.sum(), feature)
@@ -65,9 +81,9 @@ def point_tracking(feature, reference, handles, active, r2, image_size):
     return moved, distance
 
 
-def mask_loss(feature, feature0, movable, image_size):
+def mask_loss(feature, feature0, movable, image_size, size_of=absolute):
     feature = feature.detach().requires_grad_()
     change = upsample(feature, image_size) - upsample(feature0, image_size)
-    loss = (change * (1 - movable[:, None])).abs().mean(dim=(1, 2, 3))
+    loss = (size_of(change) * (1 - movable[:, None])).mean(dim=(1, 2, 3))
     (grad,) = torch.autograd.grad(loss.sum(), feature)
     return loss.detach(), grad

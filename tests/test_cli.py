@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import draggan_fast as dg
-from draggan_fast import media
+from draggan_fast import media, ops
 from draggan_fast.cli import main
 
 
@@ -170,7 +170,8 @@ def test_models_lists_embedded_and_public(capsys):
 def test_doctor(capsys):
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["ops"]["motion_supervision"].startswith("reference")
+    for op, backend in ops.backends().items():
+        assert found["ops"][op].startswith(f"{backend.name}: {backend.reason}")
     assert "compiled library" in found
     assert main(["doctor"]) == 0
     assert "point_tracking" in capsys.readouterr().out

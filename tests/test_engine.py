@@ -134,7 +134,7 @@ def test_a_drag_is_the_references(small, mask, changes):
     expected, expected_results = dragged(small, "reference", mask, **changes)
     for found, wanted in zip(results, expected_results):
         assert np.array_equal(found.handle_points, wanted.handle_points)
-        assert found.loss == pytest.approx(wanted.loss, rel=1e-4)
+        assert found.loss == pytest.approx(wanted.loss, rel=3e-4)  # as the golden drags
     assert (session.w_plus - expected.w_plus).abs().max() < 1e-4
     assert np.abs(session.render().astype(int) - expected.render().astype(int)).max() <= 1
 

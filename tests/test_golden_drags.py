@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import draggan_fast as dg
+from draggan_fast import ops
 
 GOLDEN = Path(__file__).parent / "golden" / "nvlabs"
+BACKENDS = [name for name in ops.available_backends("mask_loss") if name != "triton"]  # its interpreter takes hours
 CASES = sorted(p.stem for p in GOLDEN.glob("drag_*.json"))
 
 
@@ -49,8 +51,14 @@ def test_all_eight_cases_are_here():
 
 
 @pytest.mark.parametrize("engine", ["reference", "fast"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
-def test_trajectory(model, case, engine):
+def test_trajectory(model, case, backend, engine):
+    with ops.forced_backend(backend):
+        follow(model, case, engine)
+
+
+def follow(model, case, engine):
     session, record, tensors = golden_session(model, case, engine)
     w0 = tensors["w0"]
     w0 = w0[0] if w0.ndim == 3 else w0.expand_as(session.w0)

@@ -48,7 +48,7 @@ ALLOWED = {
     "regions": {"frozen", "generator", "synthesis_ops"},
     "session": {"config", "engine", "inputs", "loading", "ops", "session_file", "views"},  # session_file late
     "session_file": {"atomic", "config", "inputs", "loading", "session"},
-    "synthesis_ops": {"kernels"},
+    "synthesis_ops": {"kernels", "ops"},
     "version": set(),
     "views": {"ops"},
 }  # fmt: skip

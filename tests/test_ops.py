@@ -153,12 +153,17 @@ def test_opcheck():
     [
         ({"feature": torch.zeros(3, 4, 4)}, "feature must have the shape"),
         ({"feature": torch.zeros(2, 8, 16, 16, dtype=torch.long)}, "float tensor"),
+        ({"feature": torch.zeros(2, 0, 16, 16)}, "feature must have from 1"),
         ({"handle_points": torch.zeros(1, 2, 2)}, "handle_points must have the shape"),
+        ({"handle_points": torch.zeros(2, 2, 2).long()}, "handle_points must be a float"),
+        ({"handle_points": torch.zeros(2, 2, 2, device="meta")}, "handle_points is on meta"),
         ({"target_points": torch.zeros(2, 3, 2)}, "target_points must have the shape"),
         ({"active": torch.zeros(2, 2)}, "active must be a bool"),
         ({"r1": 0}, "r1 must be"),
         ({"r1": 2.5}, "r1 must be"),
+        ({"r1": 1 << 40}, "r1 must be"),
         ({"image_size": (0, 4)}, "image_size"),
+        ({"image_size": (4, 1 << 15)}, "image_size"),
     ],
 )
 def test_bad_arguments_name_themselves(change, message):
@@ -179,6 +184,12 @@ def test_bad_arguments_of_the_other_ops():
         ops.point_tracking(feature, torch.zeros(2, 2, 8), handles, active, -1, (64, 64))
     with pytest.raises(DragError, match="feature0 must have"):
         ops.mask_loss(feature, feature[:1], torch.zeros(2, 64, 64), (64, 64))
+    with pytest.raises(DragError, match="feature0 must have the feature's dtype"):
+        ops.mask_loss(feature, feature.half(), torch.zeros(2, 64, 64), (64, 64))
+    with pytest.raises(DragError, match="movable_mask is on meta"):
+        ops.mask_loss(feature, feature, torch.zeros(2, 64, 64, device="meta"), (64, 64))
+    with pytest.raises(DragError, match="reference_feature is on meta"):
+        ops.point_tracking(feature, torch.zeros(2, 2, 8, device="meta"), handles, active, 3, (64, 64))
     with pytest.raises(DragError, match="movable_mask must have"):
         ops.mask_loss(feature, feature, torch.zeros(64, 64), (64, 64))
     with pytest.raises(DragError, match="points must have"):
