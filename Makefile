@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 OUT    ?= out/demo
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench bench-ops clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -27,8 +27,12 @@ test: setup check
 check: setup
 	$(BIN)/python tools/check.py
 
+# `make bench SUITES="step ops" BENCH="--quick"`; without either, everything, in at most a quarter of an hour.
 bench: setup
-	$(BIN)/python bench/step.py
+	$(BIN)/draggan-fast bench $(SUITES) $(BENCH)
+
+bench-ops: setup
+	$(BIN)/python -m pytest bench/benchmark_ops.py --benchmark-columns=min,median,stddev,rounds
 
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache *.egg-info draggan_fast/_C*.so

@@ -28,7 +28,7 @@ class PublishedDrag:
     """A drag as the published program makes it; points are (x, y) here too.
 
     model: its network is copied, since this program lets its weights collect gradients.  w0: [num_ws, w_dim].
-    movable_mask: [H, W], 1 where the picture may change.
+    movable_mask: [H, W] float32 on the model's device, 1 where the picture may change.
     """
 
     model: Model
@@ -52,10 +52,9 @@ class PublishedDrag:
 
     def step(self) -> tuple[float | None, bool, Tensor]:
         """(loss that was back-propagated or None, stop flag, picture uint8 [H, W, 3]); the handles are updated."""
-        config, layers = self.config, self.config.layers
+        config = self.config
         height, width = self.model.image_size
-        first = self.w.expand(-1, layers, -1) if config.space == "w" else self.w[:, :layers]
-        ws = torch.cat([first, self.start[:, layers:]], dim=1)
+        ws = self._ws()
         activations = self.generator.features(ws, self.generator.config.num_blocks - 1)
         image = self.generator.render(activations, ws)
         feature = F.interpolate(activations.outputs[config.feature_block], size=(height, width), mode="bilinear")
@@ -69,7 +68,8 @@ class PublishedDrag:
         stop = True
         limit = config.stop_pixels(height, len(self.handle_points))
         for handle, target in zip(self.handle_points, self.target_points):
-            d = torch.tensor(target, dtype=torch.float32) - torch.tensor(handle, dtype=torch.float32)
+            d = torch.tensor(target, dtype=torch.float32, device=feature.device)
+            d = d - torch.tensor(handle, dtype=torch.float32, device=feature.device)
             length = d.norm().item()
             stop = stop and length <= limit
             if length > 1:
@@ -87,6 +87,17 @@ class PublishedDrag:
         picture = (image[0].detach() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
         return None if stop else loss.item(), stop, picture
 
+    @property
+    def w_plus(self) -> Tensor:
+        """[num_ws, w_dim]: the latent after the last update."""
+        return self._ws()[0].detach()
+
+    def _ws(self) -> Tensor:
+        """[1, num_ws, w_dim]: the rows that follow the optimiser, then the start latent's."""
+        layers = self.config.layers
+        first = self.w.expand(-1, layers, -1) if self.config.space == "w" else self.w[:, :layers]
+        return torch.cat([first, self.start[:, layers:]], dim=1)
+
     def _track(self, feature: Tensor) -> None:
         height, width = self.model.image_size
         radius = self.config.pixels(self.config.r2, height)
@@ -100,8 +111,8 @@ class PublishedDrag:
     def _supervise(self, feature: Tensor, handle: tuple[int, int], d: Tensor) -> Tensor:
         height, width = self.model.image_size
         radius = self.config.pixels(self.config.r1, height)
-        rows = torch.linspace(0, height, height)[:, None]
-        columns = torch.linspace(0, width, width)[None, :]
+        rows = torch.linspace(0, height, height, device=feature.device)[:, None]
+        columns = torch.linspace(0, width, width, device=feature.device)[None, :]
         near = ((columns - handle[0]) ** 2 + (rows - handle[1]) ** 2).sqrt() < radius
         i, j = near.nonzero(as_tuple=True)
         grid = torch.stack([(j + d[0]) / (width - 1) * 2 - 1, (i + d[1]) / (height - 1) * 2 - 1], dim=-1)

@@ -9,7 +9,7 @@ four maps, even/odd rows × even/odd columns, and what lies between FIR and epil
 Shared conventions. Maps: [B, C, h, w], float32 or bfloat16 (float64 for tests), channels-last in memory; arithmetic is
 float32 (float64), and only results are rounded to the maps' dtype. Per-channel factors (style, demodulation): [B, C]
 float32; demodulation is not 0. bias: [C] float32. noise: [h, w] or [B, h, w] float32 (strength included) or
-None. gain > 0. clamp > 0: the bound of the output (gain included) or None. taps: 2 to 16 numbers, the FIR along an axis.
+None. gain > 0. clamp > 0: the bound of the output (gain included) or None. taps: 2 to 16 numbers, the FIR of an axis.
 """
 
 from __future__ import annotations

@@ -1,0 +1,147 @@
+"""Figures and README tables from the JSON of ``draggan-fast bench`` and ``eval``; nothing is typed by hand.
+
+    python -m draggan_fast.bench.plot bench/results/*_bench_*.json bench/results/*_landmarks_*.json \\
+        [--figures docs] [--readme README.md]
+
+Every row's ``suite`` says what it is, so the files can be given in any order; of two rows that measure the same thing
+that of the later file counts. Tables go between the markers ``<!-- table:NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from draggan_fast import DragError
+from draggan_fast.atomic import write_bytes
+
+from . import figures
+
+Row = dict[str, Any]
+IDENTITY = ("suite", "name", "engine", "model", "resolution", "points", "mask", "precision", "settings", "threads")
+ENGINES = ("published", "reference", "fast")  # the order of columns; engines unknown here follow by name
+
+
+def load_rows(paths: Iterable[Path]) -> list[Row]:
+    """The rows of these files, each with the ``machine`` it was measured on. Raises DragError for any other file."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for path in paths:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            rows, machine = content["rows"], content["machine"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DragError(f"{path} is not a record of 'draggan-fast bench' or 'eval' (machine and rows).") from None
+        for row in rows:
+            found[tuple(row.get(key) for key in IDENTITY)] = {**row, "machine": machine}
+    return list(found.values())
+
+
+def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """The rows whose entries are all as wanted."""
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def engines(rows: Iterable[Row]) -> list[str]:
+    present = {str(row["engine"]) for row in rows if row.get("engine")}
+    return [e for e in ENGINES if e in present] + sorted(present - set(ENGINES))
+
+
+def markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def milliseconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
+
+
+def workload(row: Row) -> str:
+    """What a row's step works on, for people: the embedded model by name, random networks by size."""
+    model, size = str(row.get("model")), row["resolution"]
+    return f"{size}²" if model.startswith("random") else f"{size}² {model}"
+
+
+def step_table(rows: list[Row]) -> str:
+    """One row per workload, mask and number of points; per engine the median step and its ratio to the published."""
+    steps = sorted(
+        select(rows, suite="step"),
+        key=lambda r: (str(r["model"]).startswith("random"), r["resolution"], r["mask"] != "none", r["points"]),
+    )
+    columns = [(e, p) for e in engines(steps) for p in sorted({r["precision"] for r in select(steps, engine=e)})]
+    body: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
+    for row in steps:
+        ratio = row.get("ratio_to_published")
+        shown = "" if row["engine"] == "published" else f" (**{ratio:.1f}×**)" if ratio else " (not verified)"
+        key = (workload(row), str(row["points"]), "half fixed" if row["mask"] == "half" else "none")
+        body.setdefault(key, {})[row["engine"], row["precision"]] = milliseconds(row["p50_ms"]) + shown
+    header = ["picture", "points", "mask", *[f"{e}, {p}" for e, p in columns]]
+    return markdown(header, ([*key, *[cells.get(c, "–") for c in columns]] for key, cells in body.items()))
+
+
+def memory_table(rows: list[Row]) -> str:
+    """Peak memory per workload and engine."""
+    found = select(rows, suite="memory")
+    names = engines(found)
+    body: dict[tuple[str, str], dict[str, str]] = {}
+    for row in sorted(
+        found, key=lambda r: (str(r["model"]).startswith("random"), r["resolution"], r["mask"] != "none")
+    ):
+        key = (workload(row), "half fixed" if row["mask"] == "half" else "none")
+        body.setdefault(key, {})[row["engine"]] = f"{row['peak_mb'] / 1000:.2f} GB"
+    return markdown(["picture", "mask", *names], ([*k, *[c.get(e, "–") for e in names]] for k, c in body.items()))
+
+
+def interval(row: Row, key: str, form: str) -> str:
+    low, high = row[f"{key}_ci"]
+    return f"{row[key]:{form}} ({low:{form}}–{high:{form}})"
+
+
+TABLES = {"step": step_table, "memory": memory_table}
+
+
+def machine_line(rows: list[Row]) -> str:
+    """The machine in one line, for under a table."""
+    machine = rows[0]["machine"]
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}, "
+        f"{machine['date'][:10]}"
+    )
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """The README's text with this table between its markers; unchanged if it has no such markers."""
+    pattern = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda m: f"{m[1]}{table}\n{m[2]}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD.json")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write bench-*.svg there")
+    parser.add_argument("--readme", type=Path, metavar="README.md", help="replace the tables in this file")
+    arguments = parser.parse_args(argv)
+    rows = load_rows(arguments.records)
+    tables = {name: make(rows) for name, make in TABLES.items() if select(rows, suite=name)}
+    if arguments.figures:
+        for name, svg in figures.draw_all(rows).items():
+            write_bytes(arguments.figures / f"bench-{name}.svg", svg)
+    if arguments.readme:
+        text = arguments.readme.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            text = with_table(text, name, table)
+        write_bytes(arguments.readme, text.encode())
+    else:
+        for name, table in tables.items():
+            print(f"{name} ({machine_line(select(rows, suite=name))})\n\n{table}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""From nothing to the first step: import, load, first step and warm step, in fresh processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..against import compared_row, timed_row
+from ..options import Options
+from ..probe import probe
+from ..rows import Row
+from ..verify import verify_engine
+
+REPEATS, QUICK_REPEATS = 3, 1
+PHASES = {"import_ms": "import", "load_ms": "load", "first_step_ms": "first step", "warm_step_ms": "warm step"}
+WARM_STEPS = 3
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Per model and engine the rows ``import``, ``load``, ``first step`` (from the setting of the points) and
+    ``warm step``.
+
+    The smallest random network and the named model only (quick: the latter): the start of larger ones says no more.
+    """
+    for model in options.models[-1:] if options.quick else dict.fromkeys((options.models[0], options.models[-1])):
+        contenders = options.contenders()
+        found: list[list[dict[str, Any]]] = [[] for _ in contenders]
+        for number in range(QUICK_REPEATS if options.quick else REPEATS):
+            for index, (engine, precision) in enumerate(contenders):
+                options.say(f"startup: {model}, {engine}, {precision}, process {number + 1}")
+                found[index].append(
+                    probe(
+                        engine,
+                        model,
+                        precision,
+                        steps=WARM_STEPS,
+                        device=str(options.device),
+                        threads=options.threads,
+                    )
+                )
+        for (engine, precision), own in zip(contenders, found):
+            for key, name in PHASES.items():
+                shared = {
+                    "engine": engine,
+                    "model": own[0]["model"],
+                    "resolution": own[0]["resolution"],
+                    "points": 1,
+                    "mask": "none",
+                    "precision": precision,
+                    "threads": options.threads,
+                }
+                times, baseline = ([process[key] for process in processes] for processes in (own, found[0]))
+                if key.endswith("step_ms"):
+                    verdict = verify_engine(engine, precision, options.device)
+                    yield compared_row("startup", name, times, baseline, verdict, **shared)
+                else:
+                    yield timed_row("startup", name, times, **shared)
