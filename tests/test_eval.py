@@ -241,7 +241,10 @@ def test_flow_points_are_few_and_consistent(bench):
 
 # --- the command ------------------------------------------------------------------------------------------------
 
-TINY = ["--points", "1", "--settings", "fast", "--max-steps", "3", "--device", "cpu", "--threads", "1"]
+TINY = [
+    "--points", "1", "--settings", "fast", "--engine", "reference", "--max-steps", "3", "--device", "cpu",
+    "--threads", "1",
+]  # fmt: skip
 
 
 def test_a_tiny_evaluation_end_to_end(tmp_path, capsys, monkeypatch):
@@ -312,7 +315,20 @@ def test_a_failed_drag_loses_no_others(tmp_path, capsys, monkeypatch):
 )  # fmt: skip
 def test_the_other_studies_end_to_end(study, option, rows, tmp_path, capsys):
     record = tmp_path / "r.json"
-    arguments = [option, "1", "--max-steps", "2", "--device", "cpu", "--threads", "1", "--json", str(record)]
+    arguments = [
+        option,
+        "1",
+        "--engine",
+        "reference",
+        "--max-steps",
+        "2",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--json",
+        str(record),
+    ]
     assert main(["eval", study, *arguments, "--sheet", str(tmp_path / "s.webp")]) == 0
     assert [row["name"] for row in json.loads(record.read_text())["rows"]] == rows
     assert (tmp_path / "s.webp").stat().st_size > 1000

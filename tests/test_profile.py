@@ -150,7 +150,7 @@ def test_dissecting_changes_no_number_and_leaves_nothing_behind(small):
 
 
 def test_an_engine_nobody_can_cut_is_refused(small, ceilings):
-    with pytest.raises(dg.DragError, match="cut the step of reference, not of 'published'"):
+    with pytest.raises(dg.DragError, match="cut the step of reference, fast, not of 'published'"):
         profiling.profile(small, 1, "none", 1, ceilings, engine="published")
 
 
