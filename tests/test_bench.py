@@ -395,7 +395,7 @@ class HastyDrag(engines.SessionDrag):
 
     @property
     def w_plus(self):
-        return super().w_plus + 2e-4
+        return super().w_plus + 2e-3
 
 
 class FailingDrag(engines.SessionDrag):
@@ -404,7 +404,7 @@ class FailingDrag(engines.SessionDrag):
 
 
 @pytest.mark.parametrize(
-    ("drag", "words"), [(HastyDrag, "latent is off by 0.0002"), (FailingDrag, "RuntimeError: no kernel image")]
+    ("drag", "words"), [(HastyDrag, "latent is off by 0.002"), (FailingDrag, "RuntimeError: no kernel image")]
 )
 def test_a_wrong_engine_gets_no_speed_up(monkeypatch, drag, words):
     monkeypatch.setitem(engines.ENGINES, "hasty", engines.Engine("hasty", "", ("fp32",), drag))

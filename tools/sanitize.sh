@@ -21,5 +21,5 @@ ldd draggan_fast/_C*.so | grep --quiet libasan  # an optional build may fail in 
 # Python itself leaks by design and is not instrumented: only the ops are looked at.
 export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" OMP_NUM_THREADS=2
-"$python" -c "import draggan_fast._C as library; assert library.__file__.startswith('$scratch')"
+"$python" -c "import torch, draggan_fast._C as library; assert library.__file__.startswith('$scratch')"
 "$python" -m pytest -q -p no:cacheprovider tests/test_backends.py tests/test_ops.py "$@"

@@ -42,6 +42,31 @@ DRAGGAN_INLINE uint32_t lanes_of(Bits condition) {
 
 constexpr uint32_t kAllLanes = (1u << kLanes) - 1;
 
+// Without AVX-512 lanes are packed one by one, unless it is all of them.
+constexpr bool kPackingIsSlow = DRAGGAN_LANES != 16;
+
+// The lanes of value that are set in `lanes`, side by side from `to` on. Up to kLanes floats are written.
+[[maybe_unused]] DRAGGAN_INLINE void store_packed(float* to, Vec value, uint32_t lanes) {
+#if DRAGGAN_LANES == 16
+  store(to, (Vec)_mm512_maskz_compress_ps((__mmask16)lanes, (__m512)value));
+#else
+  if (lanes == kAllLanes) return store(to, value);
+  for (; lanes != 0; lanes &= lanes - 1) *to++ = value[__builtin_ctz(lanes)];
+#endif
+}
+
+// The way back: floats side by side, spread over the lanes of `lanes`; the others are zero. kLanes floats are read.
+[[maybe_unused]] DRAGGAN_INLINE Vec load_packed(const float* from, uint32_t lanes) {
+#if DRAGGAN_LANES == 16
+  return (Vec)_mm512_maskz_expand_ps((__mmask16)lanes, (__m512)load(from));
+#else
+  if (lanes == kAllLanes) return load(from);
+  Vec value{};
+  for (; lanes != 0; lanes &= lanes - 1) value[__builtin_ctz(lanes)] = *from++;
+  return value;
+#endif
+}
+
 [[maybe_unused]] static double sum_of(Vec value) {
   double total = 0;
   for (int lane = 0; lane < kLanes; ++lane) total += value[lane];
@@ -124,7 +149,8 @@ static void load_cells_as(const FeatureView& map, Channels channels, int y, int 
 }
 
 // Row y of a feature map, cells [x, x + cells), as float32 [cells][padded].
-[[maybe_unused]] static void load_cells(const FeatureView& map, Channels channels, int y, int x, int cells, float* out) {
+[[maybe_unused]] static void load_cells(const FeatureView& map, Channels channels, int y, int x, int cells,
+                                        float* out) {
   switch (map.element) {
     case Element::float32:
       return load_cells_as<Float32>(map, channels, y, x, cells, out);

@@ -41,29 +41,70 @@ DRAGGAN_INLINE Bits rounded(Vec value) {
 
 DRAGGAN_INLINE float tame(float value) { return value == value ? value : float_of(0x7fc00000); }
 
+typedef uint32_t Words __attribute__((vector_size(4 * DRAGGAN_LANES)));
+
+DRAGGAN_INLINE Words words_of(Pair values) {
+  return (Words)rounded(values.first) >> 16 | ((Words)rounded(values.second) & 0xffff0000u);
+}
+
 DRAGGAN_INLINE void store_pair(BFloat16* to, Pair values) {
-  typedef uint32_t Words __attribute__((vector_size(4 * DRAGGAN_LANES)));
-  const Words low = (Words)rounded(values.first) >> 16;
-  const Words high = (Words)rounded(values.second) & 0xffff0000u;
-  const Words words = low | high;
+  const Words words = words_of(values);
   __builtin_memcpy(to, &words, sizeof(words));
 }
 
-// The first `count` channels of a pair; `whole` says at compile time that they are all of them.
-template <bool whole, typename Type>
-DRAGGAN_INLINE Pair load_pair(const Type* from, int count) {
-  if (whole) return load_pair(from);
+// The first `count` channels of a pair, fewer than all; loads fill it up with zeros. A network's last layers have 16
+// channels, half a pair of AVX-512, so where there are masks these are not left to loops.
+#if DRAGGAN_LANES == 16
+DRAGGAN_INLINE Pair load_part(const BFloat16* from, int count) {
+  const Bits words = (Bits)_mm512_maskz_loadu_epi16((1u << count) - 1, from);
+  return {(Vec)(words << 16), (Vec)(words & (int32_t)0xffff0000)};
+}
+
+DRAGGAN_INLINE void store_part(BFloat16* to, int count, Pair values) {
+  _mm512_mask_storeu_epi16(to, (1u << count) - 1, (__m512i)words_of(values));
+}
+
+DRAGGAN_INLINE Pair load_part(const Float32* from, int count) {
+  const uint32_t mask = (1u << count) - 1;
+  return {(Vec)_mm512_maskz_loadu_ps(mask & 0xffff, from), (Vec)_mm512_maskz_loadu_ps(mask >> 16, from + kLanes)};
+}
+
+DRAGGAN_INLINE void store_part(Float32* to, int count, Pair values) {
+  const uint32_t mask = (1u << count) - 1;
+  _mm512_mask_storeu_ps(to, mask & 0xffff, (__m512)values.first);
+  _mm512_mask_storeu_ps(to + kLanes, mask >> 16, (__m512)values.second);
+}
+#else
+template <typename Type>
+DRAGGAN_INLINE Pair load_part(const Type* from, int count) {
   Type padded[kPair] = {};
   for (int c = 0; c < count; ++c) padded[c] = from[c];
   return load_pair(padded);
 }
 
-template <bool whole, typename Type>
-DRAGGAN_INLINE void store_pair(Type* to, int count, Pair values) {
-  if (whole) return store_pair(to, values);
+template <typename Type>
+DRAGGAN_INLINE void store_part(Type* to, int count, Pair values) {
   Type padded[kPair];
   store_pair(padded, values);
   for (int c = 0; c < count; ++c) to[c] = padded[c];
+}
+#endif
+
+// `whole` says at compile time that the pair is a whole one.
+template <bool whole, typename Type>
+DRAGGAN_INLINE Pair load_pair(const Type* from, int count) {
+  if constexpr (whole)
+    return load_pair(from);
+  else
+    return load_part(from, count);
+}
+
+template <bool whole, typename Type>
+DRAGGAN_INLINE void store_pair(Type* to, int count, Pair values) {
+  if constexpr (whole)
+    store_pair(to, values);
+  else
+    store_part(to, count, values);
 }
 
 // Where channel c of a pair lies among its 2·kLanes floats.

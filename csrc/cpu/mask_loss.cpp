@@ -9,6 +9,9 @@
 
 namespace draggan::cpu {
 
+// Channels of a unit of work: whole rows of a feature map as far as possible, which memory likes best.
+constexpr int kMaskBlock = 256;
+
 // The mask-weighted sums of the bilinear weights of a cell's corners: left and right of the upper row, then the lower.
 struct CellWeights {
   float w00, w10, w01, w11;
@@ -36,8 +39,7 @@ namespace draggan::cpu {
 
 namespace {
 
-constexpr int kBlock = 64;  // channels of a unit of work
-constexpr int kBand = 16;   // cell rows of a unit of work; fixed, so that results do not depend on the thread count
+constexpr int kBand = 8;  // cell rows of a unit of work; fixed, so that results do not depend on the thread count
 
 // The pixels of each cell along one axis, and their fractions.
 struct Axis {
@@ -89,17 +91,17 @@ std::tuple<Tensor, Tensor> mask_loss(const Tensor& feature, const Tensor& featur
     }
   });
 
-  const int blocks = blocks_of(channels, kBlock), bands = (h + kBand - 1) / kBand;
+  const int blocks = blocks_of(channels, kMaskBlock), bands = (h + kBand - 1) / kBand;
   const int64_t units = static_cast<int64_t>(batch) * bands * blocks;
   std::vector<double> losses(units);
-  const size_t row_floats = static_cast<size_t>(w) * channel_block(0, kBlock, channels).padded;
+  const size_t row_floats = static_cast<size_t>(w) * channel_block(0, kMaskBlock, channels).padded;
   const size_t scratch_floats = 5 * row_floats + static_cast<size_t>(y_axis.most) * width;
   const auto band_loss = DRAGGAN_SELECT(mask_loss_band);
   at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<float[]> scratch(new float[scratch_floats]);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int block = unit % blocks, band = unit / blocks % bands, b = unit / blocks / bands;
-      losses[unit] = band_loss(pictures[b], channel_block(block, kBlock, channels), band * kBand,
+      losses[unit] = band_loss(pictures[b], channel_block(block, kMaskBlock, channels), band * kBand,
                                std::min(h, (band + 1) * kBand), scratch.get());
     }
   });

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
 #include <optional>
 #include <tuple>
 
@@ -41,6 +42,13 @@ struct Arrangement {
   void (*arrange)(Element, const float* from, int channels, float factor, float* to);
   void (*total)(Element, const float* partial, int parts, int row, int channels, float* to);
 };
+
+// Floats for vectors of any level: none of theirs straddles two cache lines.
+struct FreeFloats {
+  void operator()(float* floats) const { ::operator delete[](floats, std::align_val_t(64)); }
+};
+using Floats = std::unique_ptr<float[], FreeFloats>;
+inline Floats uninitialised_floats(int64_t count) { return Floats(new (std::align_val_t(64)) float[count]); }
 
 inline int64_t padded(int64_t channels) { return (channels + 2 * kMaxLanes - 1) / (2 * kMaxLanes) * (2 * kMaxLanes); }
 
@@ -99,10 +107,10 @@ class Layers {
       noise_ = checked("noise", *noise, {shape[2], shape[3]});
     }
     const Tensor s = style ? checked("style", *style, {batch, channels_}) : Tensor();
-    factors_.resize((2 * batch + 1) * padded_);
+    factors_ = uninitialised_floats((2 * batch + 1) * padded_);
     const auto arrange = [&](const Tensor& from, int64_t row, float factor, int64_t at) {
       arrangement.arrange(element, from.const_data_ptr<float>() + row * channels_, static_cast<int>(channels_), factor,
-                          factors_.data() + at * padded_);
+                          factors_.get() + at * padded_);
     };
     arrange(b, 0, gain_, 0);
     for (int64_t row = 0; row < batch; ++row) {
@@ -110,14 +118,14 @@ class Layers {
       if (style)
         arrange(s, row, 1.0f, 2 + 2 * row);
       else
-        std::fill_n(factors_.data() + (2 + 2 * row) * padded_, padded_, 1.0f);
+        std::fill_n(factors_.get() + (2 + 2 * row) * padded_, padded_, 1.0f);
     }
   }
 
   Layer of(int64_t b) const {
-    const float* own = factors_.data() + (1 + 2 * b) * padded_;
+    const float* own = factors_.get() + (1 + 2 * b) * padded_;
     const float* noise = noise_.defined() ? noise_.const_data_ptr<float>() + b * noise_stride_ : nullptr;
-    return {own, factors_.data(), own + padded_, noise, static_cast<int>(channels_), gain_, clamp_};
+    return {own, factors_.get(), own + padded_, noise, static_cast<int>(channels_), gain_, clamp_};
   }
 
  private:
@@ -132,7 +140,7 @@ class Layers {
   float gain_, clamp_ = std::numeric_limits<float>::quiet_NaN();
   Tensor noise_;
   int64_t noise_stride_ = 0;  // between the pictures of a batch; 0 if they share it
-  std::vector<float> factors_;  // bias, then demodulation and style of each picture
+  Floats factors_;  // bias, then demodulation and style of each picture
 };
 
 // LayerSums for each part of each picture. The parts do not depend on the thread count, and are added in their order.
@@ -143,7 +151,7 @@ class PartialSums {
         parts_(parts),
         channels_(channels),
         padded_(padded(channels)),
-        sums_(new float[2 * batch * parts * padded_]) {}
+        sums_(uninitialised_floats(2 * batch * parts * padded_)) {}
 
   LayerSums of(int64_t b, int64_t part) const {
     float* style = sums_.get() + (b * parts_ + part) * padded_;
@@ -171,7 +179,7 @@ class PartialSums {
 
  private:
   int64_t batch_, parts_, channels_, padded_;
-  std::unique_ptr<float[]> sums_;
+  Floats sums_;
 };
 
 // Threads are worth waking for this many elements each; small maps stay on the thread that asks.

@@ -92,7 +92,7 @@ void for_each_tile(const Tiling& tiling, Kernel kernel, Element element, const F
   const int64_t units = x.size(0) * parts;
   const int64_t cell = padded(x.size(1)), cells = widest + fir.count - 1 + static_cast<int64_t>(fir.count) * widest;
   at::parallel_for(0, units, grain_of(units, x.numel()), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> scratch(new float[(cells + 4) * cell]);
+    const Floats scratch = uninitialised_floats((cells + 4) * cell);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int part = unit % parts, row = part / tiling.columns.pieces, column = part % tiling.columns.pieces;
       FirTile tile = tile_of(unit / parts, part);
