@@ -11,7 +11,7 @@ OUT    ?= out/demo
 setup: $(STAMP)
 
 # torch goes first and without isolation, so that the C++ library is built against the torch that will load it.
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy setuptools wheel ninja
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'

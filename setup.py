@@ -61,7 +61,7 @@ def extension_arguments() -> dict[str, Any]:
                 print(f"draggan_fast: installing without the compiled library ({error})", file=sys.stderr)
 
     # OpenMP is compiled in (at::parallel_for needs it) but not linked: its library is the one that torch has loaded.
-    cxx = ["-O3", "-fvisibility=hidden", *(["-fopenmp"] if sys.platform == "linux" else [])]
+    cxx = ["-O3", "-g0", "-fvisibility=hidden", *(["-fopenmp"] if sys.platform == "linux" else [])]
     common: dict[str, Any] = {"depends": sources("**/*.h", "**/*.cuh", "**/*.cu"), "optional": True}
     cpu = sources("module.cpp", "cpu/*.cpp")
     if with_cuda():

@@ -45,7 +45,7 @@ ALLOWED = {
     "ops": {"kernels"},
     "overlay": set(),
     "packed_conv": set(),
-    "regions": {"frozen", "generator", "synthesis_ops"},
+    "regions": {"frozen"},
     "session": {"config", "engine", "inputs", "loading", "ops", "session_file", "views"},  # session_file late
     "session_file": {"atomic", "config", "inputs", "loading", "session"},
     "synthesis_ops": {"kernels", "ops"},
