@@ -140,7 +140,7 @@ class Layers {
   float gain_, clamp_ = std::numeric_limits<float>::quiet_NaN();
   Tensor noise_;
   int64_t noise_stride_ = 0;  // between the pictures of a batch; 0 if they share it
-  Floats factors_;  // bias, then demodulation and style of each picture
+  Floats factors_;            // bias, then demodulation and style of each picture
 };
 
 // LayerSums for each part of each picture. The parts do not depend on the thread count, and are added in their order.
