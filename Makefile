@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 OUT    ?= out/demo
 
-.PHONY: setup demo test check bench bench-ops clean
+.PHONY: setup demo test check bench bench-ops figures cuda-resources cuda-build clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -33,6 +33,18 @@ bench: setup
 
 bench-ops: setup
 	$(BIN)/python -m pytest bench/benchmark_ops.py --benchmark-columns=min,median,stddev,rounds
+
+# The README's tables and figure, from the records.
+figures: setup
+	$(BIN)/python -m draggan_fast.bench.plot bench/results/*_bench_*.json bench/results/*_landmarks_*.json \
+	    --figures docs --readme README.md
+
+cuda-resources: setup
+	$(BIN)/python tools/cuda_compile.py
+	$(BIN)/python tools/triton_resources.py
+
+cuda-build: setup
+	tools/cuda_build.sh
 
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache *.egg-info draggan_fast/_C*.so

@@ -103,7 +103,47 @@ def interval(row: Row, key: str, form: str) -> str:
     return f"{row[key]:{form}} ({low:{form}}–{high:{form}})"
 
 
-TABLES = {"step": step_table, "memory": memory_table}
+def landmarks_table(rows: list[Row]) -> str:
+    """How far the dragged landmarks are from their targets before and after, by the detector."""
+    body = []
+    for row in select(rows, suite="landmarks"):
+        if row.get("after") is None:
+            continue
+        who = "no edit" if row["name"] == "no edit" else f"{row['engine']}, {row['precision']}"
+        what = row["settings"] if row["name"] in ("ours", "no edit") else f"{row['settings']}, {row['name']}"
+        known = row["name"] != "no edit"
+        body.append(
+            [
+                str(row["points"]),
+                what if known else "–",
+                who,
+                str(row["pairs"]),
+                interval(row, "after", ".1f"),
+                f"{row['near']:.0%}",
+                f"{row['steps']:.0f}" if known else "–",
+                f"{row['seconds']:.1f}" if known else "–",
+            ]
+        )
+    header = ["points", "settings", "engine", "pairs", "distance, px", "within 3 px", "steps", "seconds"]
+    return markdown(header, sorted(body, key=lambda line: (int(line[0]) if line[0].isdigit() else 99, line[1] != "–")))
+
+
+def ops_table(rows: list[Row]) -> str:
+    """Milliseconds of each op by each backend, beside the way of the published program."""
+    found = select(rows, suite="ops")
+    names = engines(found)
+    body: dict[tuple[str, str], dict[str, str]] = {}
+    for row in found:
+        ratio = row.get("ratio_to_published")
+        shown = f" ({ratio:.0f}×)" if ratio and row["engine"] != "published" else ""
+        points = "–" if row["name"] == "mask_loss" else str(row["points"])
+        key = (f"`{row['name']}`", points)
+        body.setdefault(key, {})[row["engine"]] = f"{row['p50_ms']:.2f}{shown}"
+    header = ["op, ms", "points", *("materialised" if e == "published" else e for e in names)]
+    return markdown(header, ([*k, *[c.get(e, "–") for e in names]] for k, c in body.items()))
+
+
+TABLES = {"step": step_table, "memory": memory_table, "ops": ops_table, "landmarks": landmarks_table}
 
 
 def machine_line(rows: list[Row]) -> str:
