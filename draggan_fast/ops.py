@@ -59,7 +59,7 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _what_is_missing(name: str, device_type: str) -> str | None:
+def what_is_missing(name: str, device_type: str) -> str | None:
     """Why a backend cannot serve such a device here, and how to get it; None if it can."""
     parts = compiled_parts()
     if name == "reference":
@@ -96,7 +96,7 @@ def _check_backend(name: str) -> None:
         raise DragError(f"There is no backend {name!r}; the backends are {', '.join(BACKENDS)}.")
 
 
-def _wished_backend() -> str | None:
+def wished_backend() -> str | None:
     """The forced backend, by context or environment; None = choose. Raises DragError if there is no such name."""
     name = _forced.get() or os.environ.get(ENVIRONMENT) or None
     if name is not None:
@@ -112,12 +112,12 @@ def _order(op: str, device_type: str) -> tuple[str, ...]:
 
 def _chosen_backend(op: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that serves this call. Raises DragError if a forced one cannot."""
-    wished = _wished_backend()
+    wished = wished_backend()
     if wished is None:
         if dtype == torch.float64:
             return "reference"
-        return next(name for name in _order(op, device_type) if _what_is_missing(name, device_type) is None)
-    missing = _what_is_missing(wished, device_type)
+        return next(name for name in _order(op, device_type) if what_is_missing(name, device_type) is None)
+    missing = what_is_missing(wished, device_type)
     if missing is not None:
         raise DragError(f"The backend {wished!r} was asked for but cannot serve {op}: {missing}.")
     if dtype == torch.float64 and wished != "reference":
@@ -140,7 +140,7 @@ def _kernel_on_crops(feature: Tensor) -> Callable[..., Any]:
     name = _chosen_backend("motion_supervision", feature.device.type, feature.dtype)
     if name == "cpp":
         return torch.ops.draggan_fast_native.motion_supervision_on_crops
-    if name != "reference" and _wished_backend() is not None:
+    if name != "reference" and wished_backend() is not None:
         raise DragError(f"The backend {name!r} was asked for but has no motion_supervision on crops.")
     return reference.motion_supervision
 
@@ -157,9 +157,9 @@ def backends(device_type: str = "cpu") -> dict[str, Backend]:
 
 
 def _reason(op: str, name: str, device_type: str) -> str:
-    if _wished_backend() is not None:
+    if wished_backend() is not None:
         return f"forced by {'forced_backend' if _forced.get() else ENVIRONMENT}"
-    passed_over = [f"{other}: {_what_is_missing(other, device_type)}" for other in _order(op, device_type)]
+    passed_over = [f"{other}: {what_is_missing(other, device_type)}" for other in _order(op, device_type)]
     passed_over = passed_over[: _order(op, device_type).index(name)]
     if device_type == "cuda":
         return "; ".join([f"the order is {configs.CUDA_ORDER[op].measured}", *passed_over])
@@ -175,7 +175,7 @@ def available_backends(op: str, device_type: str = "cpu") -> tuple[str, ...]:
     """
     if op not in OPS:
         raise DragError(f"There is no op {op!r}; the ops are {', '.join(OPS)}.")
-    return tuple(name for name in BACKENDS if _what_is_missing(name, device_type) is None)
+    return tuple(name for name in BACKENDS if what_is_missing(name, device_type) is None)
 
 
 @contextlib.contextmanager
@@ -187,7 +187,7 @@ def forced_backend(name: str) -> Iterator[None]:
     """
     _check_backend(name)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    reasons = {device: _what_is_missing(name, device) for device in devices}
+    reasons = {device: what_is_missing(name, device) for device in devices}
     if None not in reasons.values():
         because = "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
         raise DragError(f"There is no backend {name!r} here ({because}).")

@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import DragError
 from .kernels import modulated_conv
 from .kernels.modulated_conv import Phases
-from .ops import _what_is_missing, _wished_backend
+from .ops import what_is_missing, wished_backend
 
 __all__ = ["Phases", "activate", "activate_backward", "activate_backward_fir", "backend", "fir_activate"]
 
@@ -25,12 +25,12 @@ COMPILED_DTYPES = (torch.float32, torch.bfloat16)
 
 def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
     """Who serves such maps here: "cpp" or "reference". Raises DragError if a forced backend cannot."""
-    wished = _wished_backend()
+    wished = wished_backend()
     if wished == "reference":
         return "reference"
     if wished is None and (device_type != "cpu" or dtype not in COMPILED_DTYPES):
         return "reference"
-    missing = _what_is_missing("cpp", device_type)
+    missing = what_is_missing("cpp", device_type)
     if wished is None:
         return "cpp" if missing is None else "reference"
     if wished != "cpp":

@@ -22,4 +22,4 @@ ldd draggan_fast/_C*.so | grep --quiet libasan  # an optional build may fail in 
 export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" OMP_NUM_THREADS=2
 "$python" -c "import torch, draggan_fast._C as library; assert library.__file__.startswith('$scratch')"
-"$python" -m pytest -q -p no:cacheprovider tests/test_backends.py tests/test_ops.py "$@"
+"$python" -m pytest -q -p no:cacheprovider tests/test_backends.py tests/test_ops.py tests/test_modulated_conv.py "$@"

@@ -52,8 +52,7 @@ DRAGGAN_INLINE void store_pair(BFloat16* to, Pair values) {
   __builtin_memcpy(to, &words, sizeof(words));
 }
 
-// The first `count` channels of a pair, fewer than all; loads fill it up with zeros. A network's last layers have 16
-// channels, half a pair of AVX-512, so where there are masks these are not left to loops.
+// The first `count` channels of a pair, fewer than all; loads fill it up with zeros.
 #if DRAGGAN_LANES == 16
 DRAGGAN_INLINE Pair load_part(const BFloat16* from, int count) {
   const Bits words = (Bits)_mm512_maskz_loadu_epi16((1u << count) - 1, from);
