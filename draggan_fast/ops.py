@@ -213,8 +213,21 @@ def _like(grad: Tensor, feature: Tensor) -> Tensor:
     return grad if grad.stride() == promised else torch.empty_like(feature).copy_(grad)
 
 
-@torch.library.custom_op("draggan_fast::motion_supervision", mutates_args=())
-def _motion_supervision(
+def _at_once(feature: Tensor) -> bool:
+    """Whether a call can go to its kernel at once: nobody differentiates, compiles or fakes it.
+
+    A custom operator costs 40 µs a call, and its first call makes torch import its compiler (seconds, 150 MB), which a
+    drag never needs.
+    """
+    return (
+        feature.device.type != "meta"
+        and type(feature) is Tensor
+        and not (feature.requires_grad and torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _run_motion_supervision(
     feature: Tensor,
     handle_points: Tensor,
     target_points: Tensor,
@@ -233,8 +246,12 @@ def _motion_supervision(
     return loss, _like(grad, feature)
 
 
-@torch.library.custom_op("draggan_fast::point_tracking", mutates_args=())
-def _point_tracking(
+_motion_supervision = torch.library.custom_op(
+    "draggan_fast::motion_supervision", _run_motion_supervision, mutates_args=()
+)
+
+
+def _run_point_tracking(
     feature: Tensor,
     reference_feature: Tensor,
     handle_points: Tensor,
@@ -247,8 +264,10 @@ def _point_tracking(
     return kernel(feature, reference_feature, handle_points, active, r2, (height, width))
 
 
-@torch.library.custom_op("draggan_fast::mask_loss", mutates_args=())
-def _mask_loss(
+_point_tracking = torch.library.custom_op("draggan_fast::point_tracking", _run_point_tracking, mutates_args=())
+
+
+def _run_mask_loss(
     feature: Tensor, feature0: Tensor, movable_mask: Tensor, image_size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     height, width = image_size
@@ -256,10 +275,15 @@ def _mask_loss(
     return loss, _like(grad, feature)
 
 
-@torch.library.custom_op("draggan_fast::sample_feature", mutates_args=())
-def _sample_feature(feature: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:
+_mask_loss = torch.library.custom_op("draggan_fast::mask_loss", _run_mask_loss, mutates_args=())
+
+
+def _run_sample_feature(feature: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:
     height, width = image_size
     return _kernel("sample_feature", feature)(feature, points, (height, width))
+
+
+_sample_feature = torch.library.custom_op("draggan_fast::sample_feature", _run_sample_feature, mutates_args=())
 
 
 @_motion_supervision.register_fake
@@ -401,7 +425,8 @@ def motion_supervision(
     _check_active(active, handle_points)
     _check_radius("r1", r1, 1)
     _check_crops(feature, image_size, crop_origin, whole_size)
-    return _motion_supervision(feature, handle_points, target_points, active, r1, image_size, crop_origin, whole_size)
+    run = _run_motion_supervision if _at_once(feature) else _motion_supervision
+    return run(feature, handle_points, target_points, active, r1, image_size, crop_origin, whole_size)
 
 
 def point_tracking(
@@ -430,7 +455,8 @@ def point_tracking(
     _check_device("reference_feature", reference_feature, feature)
     _check_active(active, handle_points)
     _check_radius("r2", r2, 0)
-    return _point_tracking(feature, reference_feature, handle_points, active, r2, image_size)
+    run = _run_point_tracking if _at_once(feature) else _point_tracking
+    return run(feature, reference_feature, handle_points, active, r2, image_size)
 
 
 def mask_loss(
@@ -456,7 +482,8 @@ def mask_loss(
     )
     _check_device("feature0", feature0, feature)
     _check_device("movable_mask", movable_mask, feature)
-    return _mask_loss(feature, feature0, movable_mask, image_size)
+    run = _run_mask_loss if _at_once(feature) else _mask_loss
+    return run(feature, feature0, movable_mask, image_size)
 
 
 def sample_feature(feature: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -466,4 +493,5 @@ def sample_feature(feature: Tensor, points: Tensor, image_size: tuple[int, int])
     """
     _check_feature(feature, image_size)
     _check_points("points", points, feature)
-    return _sample_feature(feature, points, image_size)
+    run = _run_sample_feature if _at_once(feature) else _sample_feature
+    return run(feature, points, image_size)
