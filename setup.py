@@ -51,27 +51,37 @@ def extension_arguments() -> dict[str, Any]:
         return {}
 
     class OptionalBuild(BuildExtension):
-        """A failed compilation is reported and survived: the package works without its library."""
+        """A failed compilation is reported and survived: the package works without its library.
+
+        What cannot be built with CUDA is tried without, unless DRAGGAN_FAST_CUDA=1 demands it.
+        """
 
         def build_extensions(self) -> None:
+            for stale in (ROOT / "draggan_fast").glob("_C*.so"):
+                stale.unlink()  # after a failure nobody shall run yesterday's
             try:
                 super().build_extensions()
             except Exception as error:
-                self.extensions = []
-                print(f"draggan_fast: installing without the compiled library ({error})", file=sys.stderr)
+                if os.environ.get("DRAGGAN_FAST_CUDA") == "1":
+                    raise
+                if self.extensions == [without_cuda]:
+                    self.extensions = []
+                    print(f"draggan_fast: installing without the compiled library ({error})", file=sys.stderr)
+                    return
+                print(f"draggan_fast: building without CUDA ({error})", file=sys.stderr)
+                self.extensions = [without_cuda]
+                self.build_extensions()
 
     # OpenMP is compiled in (at::parallel_for needs it) but not linked: its library is the one that torch has loaded.
     cxx = ["-O3", "-g0", "-fvisibility=hidden", *(["-fopenmp"] if sys.platform == "linux" else [])]
-    common: dict[str, Any] = {"depends": sources("**/*.h", "**/*.cuh", "**/*.cu"), "optional": True}
+    common: dict[str, Any] = {"depends": sources("**/*.h", "**/*.cuh", "**/*.cu")}
     cpu = sources("module.cpp", "cpu/*.cpp")
+    extension = without_cuda = CppExtension("draggan_fast._C", cpu, extra_compile_args=cxx, **common)
     if with_cuda():
-        cxx.append("-DDRAGGAN_WITH_CUDA")
-        arguments = {"cxx": cxx, "nvcc": ["-O3", "-DDRAGGAN_WITH_CUDA"]}
+        arguments = {"cxx": [*cxx, "-DDRAGGAN_WITH_CUDA"], "nvcc": ["-O3", "-DDRAGGAN_WITH_CUDA"]}
         extension = CUDAExtension(
             "draggan_fast._C", [*cpu, *sources("cuda/*.cu")], extra_compile_args=arguments, **common
         )
-    else:
-        extension = CppExtension("draggan_fast._C", cpu, extra_compile_args=cxx, **common)
     return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild}}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from draggan_fast import DragError
 from draggan_fast.atomic import write_bytes
-from draggan_fast.command_common import check_output
+from draggan_fast.command_common import check_writable
 
 from . import options as bench_options
 from .compare import Record, compare, read_record, report
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises DragError, before anything is measured, for whatever is wrong with the arguments.
     """
     old = read_record(arguments.compare) if arguments.compare else None
-    out = writable(arguments.json) if arguments.json else None
+    out = check_writable(arguments.json) if arguments.json else None
     options = bench_options.checked(arguments)
     rows: list[Row] = []
     record: Record = {"machine": machine(options.device), "rows": rows}
@@ -69,20 +69,6 @@ def run_suite(suite: str, options: Options, rows: list[Row]) -> None:
 
 def headline(doc: str | None) -> str:
     return (doc or "").strip().splitlines()[0]
-
-
-def writable(path: str) -> Path:
-    """The record's path, proven to be writable by making its folder hold a file for a moment."""
-    out = check_output(path, (".json",))
-    if out.is_dir():
-        raise DragError(f"{path!r} is a folder; name a file to write.")
-    probe = out.with_name(f".{out.name}.probe")
-    try:
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise DragError(f"Cannot write {path!r}: {error.strerror or error}.") from None
-    return out
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from draggan_fast import DragError
 
 from .engines import BASELINE
-from .rows import IDENTITY, Row
+from .rows import IDENTITY, NUMBERS, Row
 
 LEAST_CHANGE = 0.05  # what no two runs agree better than, whatever their noise says
 MEMORY_CHANGE = 0.05
@@ -55,6 +55,8 @@ def read_record(path: str) -> Record:
         and isinstance(found.get("machine"), dict)
         and isinstance(found.get("rows"), list)
         and all(isinstance(r, dict) and isinstance(r.get("suite"), str) and "name" in r for r in found["rows"])
+        and all(isinstance(r.get(key), str | int | float | None) for r in found["rows"] for key in IDENTITY)
+        and all(isinstance(r.get(key), int | float | None) for r in found["rows"] for key in NUMBERS)
     )
     if not ok:
         raise DragError(f"{path!r} is not a record of 'draggan-fast bench --json' (machine and rows).")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from draggan_fast import DragError, media
-from draggan_fast.command_common import check_output, provenance, set_threads
+from draggan_fast.command_common import check_writable, provenance, set_threads
 
 from .eval_runs import Records, earlier_records, make_drags, request, rows_of, save, table
 from .evaluation import SHOWN, Case, Options, Workbench, study_module
@@ -28,11 +29,14 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.seed < 0:
         raise DragError(f"--seed must not be negative, but is {arguments.seed}.")
     if arguments.json:
-        check_output(arguments.json, (".json",))
+        check_writable(arguments.json, (".json",))
     if arguments.sheet:
-        check_output(arguments.sheet, (".png", ".webp"))
+        check_writable(arguments.sheet, (".png", ".webp"))
     if arguments.resume and not arguments.json:
         raise DragError("--resume continues the file of --json: name it.")
+    cores = os.cpu_count() or 1
+    if arguments.jobs > cores:
+        raise DragError(f"--jobs must be at most {cores}, the cores of this machine, not {arguments.jobs}.")
     if arguments.jobs > 1 and arguments.threads not in (None, 1):
         raise DragError("With --jobs each process has one thread: leave --threads out.")
 

@@ -82,6 +82,7 @@ def request(bench: Workbench) -> dict[str, Any]:
         "detector_hash": bench.detector.content_hash,
         "seed": options.seed,
         "max_steps": options.max_steps,
+        "device": str(bench.model.device),
         "truncation_psi": PSI,
     }
 
@@ -92,13 +93,15 @@ def earlier_records(path: Path, wanted: dict[str, Any]) -> list[Record]:
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        made, records = content["request"], content["pairs"]
+        made, records = dict(content["request"]), [dict(record) for record in content["pairs"]]
+        if not all({"case", "index"} <= record.keys() for record in records):
+            raise KeyError("case, index")
     except (OSError, ValueError, KeyError, TypeError):
         raise DragError(f"{path.name} is not a record of 'draggan-fast eval', so it cannot be resumed.") from None
     if made != wanted:
         other = ", ".join(f"{k} {made.get(k)!r}" for k, v in wanted.items() if made.get(k) != v)
         raise DragError(f"{path.name} cannot be resumed: it was made with {other}.")
-    return list(records)
+    return records
 
 
 def rows_of(bench: Workbench, cases: Sequence[Case], records: Iterable[Record], threads: int) -> list[Row]:

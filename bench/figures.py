@@ -101,7 +101,12 @@ def memory_figure(rows: list[Row]) -> Figure | None:
     """Peak memory of the process by resolution."""
     from matplotlib.figure import Figure
 
-    chosen = [r for r in random_rows(rows, "memory") if r.get("peak_mb") and r["mask"] == "none"]
+    kind = {True: ("step", "step + picture"), False: ("step + picture",)}  # published makes its picture in any case
+    chosen = [
+        row
+        for row in random_rows(rows, "memory")
+        if row.get("peak_mb") and row["mask"] == "none" and row["name"] in kind[row["engine"] == "published"]
+    ]
     if not chosen:
         return None
     figure = Figure(figsize=(4.2, 3.2), layout="constrained")

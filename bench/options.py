@@ -92,7 +92,8 @@ def checked(arguments: argparse.Namespace) -> Options:
     suites = tuple(name for name in SUITES if name in arguments.suites) or SUITES
     quick = arguments.quick
     resolutions = arguments.resolution or (RESOLUTIONS[:1] if quick else RESOLUTIONS)
-    points = arguments.points or (POINTS[:1] if quick else POINTS)
+    few = POINTS[:1] if quick else (POINTS if arguments.suites else POINTS[:: len(POINTS) - 1])
+    points = arguments.points or few
     options = Options(
         suites=suites,
         models=chosen_models(arguments.model, arguments.resolution, resolutions),

@@ -12,7 +12,7 @@ import torch
 from draggan_fast import DragConfig, DragError, Generator, GeneratorConfig, Model, models
 from draggan_fast.atomic import write_bytes
 from draggan_fast.checkpoint import METADATA_KEY, load_checkpoint
-from draggan_fast.command_common import check_output
+from draggan_fast.command_common import check_writable
 from draggan_fast.loading import pick_device
 
 from .engines import ENGINES
@@ -29,7 +29,7 @@ BASELINE_MB = 233.0  # the interpreter with torch, where the system does not tel
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table. 0 if some mode fits into --memory (or none was given), else 1. Raises DragError."""
     resident = resident_mb() or BASELINE_MB  # first of all: what follows makes this process larger than a drag's
-    out = check_output(arguments.json, (".json",)) if arguments.json is not None else None
+    out = check_writable(arguments.json, (".json",)) if arguments.json is not None else None
     device = pick_device(arguments.device)
     if arguments.engine is not None and not modes(arguments.engine):
         raise DragError(

@@ -74,8 +74,8 @@ def step_table(rows: list[Row]) -> str:
         select(rows, suite="step"),
         key=lambda r: (str(r["model"]).startswith("random"), r["resolution"], r["mask"] != "none", r["points"]),
     )
-    columns = [(e, p) for e in engines(steps) for p in sorted({r["precision"] for r in select(steps, engine=e)})]
-    body: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
+    columns = columns_of(steps)
+    body: dict[tuple[str, ...], dict[tuple[str, str | None], str]] = {}
     for row in steps:
         ratio = row.get("ratio_to_published")
         shown = "" if row["engine"] == "published" else f" (**{ratio:.1f}×**)" if ratio else " (not verified)"
@@ -85,17 +85,34 @@ def step_table(rows: list[Row]) -> str:
     return markdown(header, ([*key, *[cells.get(c, "–") for c in columns]] for key, cells in body.items()))
 
 
+def columns_of(rows: Iterable[Row]) -> list[tuple[str, str | None]]:
+    """(engine, precision) of every column, in the order of ``engines``."""
+    rows = list(rows)
+    return [
+        (engine, precision)
+        for engine in engines(rows)
+        for precision in sorted({r["precision"] for r in select(rows, engine=engine)}, key=str)
+    ]
+
+
 def memory_table(rows: list[Row]) -> str:
-    """Peak memory per workload and engine."""
+    """Peak memory per workload, kind of step and engine."""
     found = select(rows, suite="memory")
-    names = engines(found)
-    body: dict[tuple[str, str], dict[str, str]] = {}
+    columns = columns_of(found)
+    body: dict[tuple[str, ...], dict[tuple[str, str | None], str]] = {}
+    order = ["step", "step + picture"]
     for row in sorted(
-        found, key=lambda r: (str(r["model"]).startswith("random"), r["resolution"], r["mask"] != "none")
+        found, key=lambda r: (str(r["model"]).startswith("random"), r["resolution"] or 0, r["mask"] != "none")
     ):
-        key = (workload(row), "half fixed" if row["mask"] == "half" else "none")
-        body.setdefault(key, {})[row["engine"]] = f"{row['peak_mb'] / 1000:.2f} GB"
-    return markdown(["picture", "mask", *names], ([*k, *[c.get(e, "–") for e in names]] for k, c in body.items()))
+        name = row["name"] if row["engine"] != "published" else "step + picture"  # which that program always makes
+        for shown in order if row["engine"] == "published" else [name]:
+            key = (workload(row), shown, "half fixed" if row["mask"] == "half" else "none")
+            peak = row["peak_mb"]
+            body.setdefault(key, {})[row["engine"], row["precision"]] = (
+                f"{peak / 1000:.2f} GB" if peak else "did not fit"
+            )
+    header = ["picture", "what", "mask", *[f"{e}, {p}" for e, p in columns]]
+    return markdown(header, ([*k, *[c.get(e, "–") for e in columns]] for k, c in body.items()))
 
 
 def interval(row: Row, key: str, form: str) -> str:
@@ -131,16 +148,16 @@ def landmarks_table(rows: list[Row]) -> str:
 def ops_table(rows: list[Row]) -> str:
     """Milliseconds of each op by each backend, beside the way of the published program."""
     found = select(rows, suite="ops")
-    names = engines(found)
-    body: dict[tuple[str, str], dict[str, str]] = {}
+    columns = columns_of(found)
+    body: dict[tuple[str, str], dict[tuple[str, str | None], str]] = {}
     for row in found:
         ratio = row.get("ratio_to_published")
-        shown = f" ({ratio:.0f}×)" if ratio and row["engine"] != "published" else ""
-        points = "–" if row["name"] == "mask_loss" else str(row["points"])
-        key = (f"`{row['name']}`", points)
-        body.setdefault(key, {})[row["engine"]] = f"{row['p50_ms']:.2f}{shown}"
-    header = ["op, ms", "points", *("materialised" if e == "published" else e for e in names)]
-    return markdown(header, ([*k, *[c.get(e, "–") for e in names]] for k, c in body.items()))
+        shown = " (not verified)" if row.get("verified") is False else f" ({ratio:.0f}×)" if ratio else ""
+        key = (f"`{row['name']}`", "–" if row["points"] in (None, 0) else str(row["points"]))
+        cells = body.setdefault(key, {})
+        cells[row["engine"], row["precision"]] = f"{row['p50_ms']:.2f}{'' if row['engine'] == 'published' else shown}"
+    names = [f"{'materialised' if e == 'published' else e}, {p}" for e, p in columns]
+    return markdown(["op, ms", "points", *names], ([*k, *[c.get(e, "–") for e in columns]] for k, c in body.items()))
 
 
 TABLES = {"step": step_table, "memory": memory_table, "ops": ops_table, "landmarks": landmarks_table}
@@ -167,7 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write bench-*.svg there")
     parser.add_argument("--readme", type=Path, metavar="README.md", help="replace the tables in this file")
     arguments = parser.parse_args(argv)
-    rows = load_rows(arguments.records)
+    try:
+        rows = load_rows(arguments.records)
+    except DragError as error:
+        print(f"plot: {error}", file=sys.stderr)
+        return 2
     tables = {name: make(rows) for name, make in TABLES.items() if select(rows, suite=name)}
     if arguments.figures:
         for name, svg in figures.draw_all(rows).items():

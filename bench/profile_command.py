@@ -8,7 +8,7 @@ from pathlib import Path
 
 from draggan_fast import DragError, Model, load
 from draggan_fast.atomic import write_bytes
-from draggan_fast.command_common import check_output, set_threads
+from draggan_fast.command_common import check_writable, set_threads
 from draggan_fast.loading import pick_device
 from draggan_fast.models import DEFAULT_MODEL
 
@@ -25,7 +25,7 @@ MAX_STEPS = 1000
 def run(arguments: argparse.Namespace) -> int:
     """Profiles as the options say, prints the table, writes the files asked for. Raises DragError before any work."""
     outputs = {
-        kind: check_output(path, suffixes)
+        kind: check_writable(path, suffixes)
         for kind, path, suffixes in (
             ("json", arguments.json, (".json",)),
             ("trace", arguments.trace, (".json",)),

@@ -25,6 +25,7 @@ MEASURED = (
     "share_of_floor",  # time that the machine's ceilings allow / time taken
     "note",
 )  # fmt: skip
+NUMBERS = tuple(key for key in MEASURED if key != "note")  # or null; ``verified`` is a number too, to Python
 KEYS = (*IDENTITY, *MEASURED)
 
 

@@ -71,6 +71,13 @@ inline void check_crops(const at::Tensor& feature, at::IntArrayRef image_size, c
                   whole_size[0] <= kMaxAxis && whole_size[1] <= kMaxAxis,
               "whole_size must be two numbers (H, W), at least image_size ", image_size, " and at most ", kMaxAxis,
               ", not ", whole_size, ".");
+  if (!crop_origin.is_cpu()) return;  // elsewhere looking at the values would wait for the device
+  const at::Tensor origins = crop_origin.contiguous();
+  for (int64_t i = 0; i < origins.numel(); ++i) {
+    const int64_t first = origins.const_data_ptr<int64_t>()[i], axis = i % 2 == 0 ? 1 : 0;
+    TORCH_CHECK(first >= 0 && first <= whole_size[axis] - image_size[axis],
+                "crop_origin must leave every crop inside the whole image, but one begins at ", first, ".");
+  }
 }
 
 inline void check_point_tracking(const at::Tensor& feature, const at::Tensor& reference_feature,

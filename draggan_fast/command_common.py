@@ -35,6 +35,20 @@ def check_output(path: str, suffixes: tuple[str, ...]) -> Path:
     return file
 
 
+def check_writable(path: str, suffixes: tuple[str, ...] = (".json",)) -> Path:
+    """The same, proven to be writable by making its folder hold a file for a moment."""
+    file = check_output(path, suffixes)
+    if file.is_dir():
+        raise DragError(f"{path!r} is a folder; name a file to write.")
+    probe = file.with_name(f".{file.name}.probe")
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise DragError(f"Cannot write {path!r}: {error.strerror or error}.") from None
+    return file
+
+
 def check_folder(path: str) -> Path:
     """An output folder, made if need be and proven to be writable, before any work is done."""
     if not path:

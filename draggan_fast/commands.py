@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, media, models, ops, session_file
+from . import checkpoint, media, models, ops, session_file, synthesis_ops
 from .command_common import check_output, provenance, set_threads
 from .drag_command import DEFAULT_PSI, drag
 from .engine import best_precision
@@ -200,6 +200,7 @@ def diagnosis() -> dict[str, Any]:
         "precision": ": ".join(best_precision(pick_device("auto"))),
         "mp4": "yes" if version_of("av") else "no: pip install 'draggan-fast[video]'",
         "embedded model": embedded,
+        "passes around convolutions": synthesis_ops.backend("cuda" if cuda else "cpu"),
         "ops": serving_backends(),
     }
 

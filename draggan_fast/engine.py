@@ -1,13 +1,12 @@
 """Who computes a step's synthesis and its gradient: one small interface, and the choice behind it.
 
-``DragSession`` knows three calls: features of a latent, gradient of the latent from the gradient of the feature, and
-the picture. The reference engine answers them with ``Generator`` and autograd, in float32; the fast one with
-``FrozenSynthesis``. In float32 both agree to rounding.
+``DragSession`` knows four calls: features of a latent, whole or around the handles; the gradient of the latent from
+that of the feature; and the picture. The reference engine answers them with ``Generator`` and autograd, in float32;
+the fast one with ``FrozenSynthesis``. In float32 both agree to rounding.
 """
 
 from __future__ import annotations
 
-import functools
 import weakref
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,14 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import regions
+from . import ops, regions
 from .errors import DragError
 from .frozen import FrozenSynthesis, Trace, supported
 from .generator import Activations, Generator
+from .packed_conv import can_pack
 from .regions import RegionTrace
 from .views import FeatureView
 
 PRECISIONS = ("auto", "fp32", "bf16")
+# The packed weights of every network that is alive, shared by its sessions.
+_frozen: weakref.WeakKeyDictionary[Generator, dict[tuple[Any, ...], FrozenSynthesis]] = weakref.WeakKeyDictionary()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -118,7 +120,7 @@ class FastEngine:
         resolution = 4 << self.synthesis.block
         region = regions.region_around(handle_points[0], reach, resolution, self.size[0])
         first = None if region is None else regions.first_block(self.synthesis, region)
-        if region is None or first is None:
+        if region is None or first is None or not ops.serves_crops(self.synthesis.const):
             return self.whole(w_plus) if whole is None else whole
         if whole is None:
             trace = regions.forward(self.synthesis, w_plus, region, first)
@@ -146,9 +148,9 @@ def image_size(generator: Generator) -> tuple[int, int]:
 def best_precision(device: torch.device) -> tuple[str, str]:
     """(precision, reason): what "auto" means on this device for the fast engine."""
     if device.type == "cpu":
-        if torch.cpu._is_amx_tile_supported():
+        if torch.cpu._is_amx_tile_supported() and can_pack(torch.empty(0, dtype=torch.bfloat16)):
             return "bf16", "this CPU multiplies bfloat16 matrices in hardware (AMX)"
-        return "fp32", "this CPU has no AMX: bfloat16 would not be faster"
+        return "fp32", "this CPU has no AMX; bfloat16 is not measured on such CPUs"
     return "fp32", "lower precisions are not measured on this device yet"
 
 
@@ -174,11 +176,8 @@ def make_engine(
     name, resolved = resolve(generator, device, engine, precision)
     if name == "reference":
         return ReferenceEngine(generator, block, noise)
-    return FastEngine(_frozen(weakref.ref(generator), block, resolved, noise), resolved, image_size(generator))
-
-
-@functools.lru_cache(maxsize=8)
-def _frozen(generator: weakref.ref[Generator], block: int, precision: str, noise: str) -> FrozenSynthesis:
-    network = generator()
-    assert network is not None  # the caller holds it
-    return FrozenSynthesis(network, block, DTYPES[precision], noise)
+    kept = _frozen.setdefault(generator, {})
+    key = (block, resolved, noise, device)
+    if key not in kept:
+        kept[key] = FrozenSynthesis(generator, block, DTYPES[resolved], noise)
+    return FastEngine(kept[key], resolved, image_size(generator))

@@ -1,6 +1,7 @@
 """The drag ops as PyTorch custom operators: schemas, fakes, autograd and the choice of a backend.
 
-This is the only file that touches ``torch.ops`` and ``kernels/``. Each loss op computes its gradient in the same
+With ``synthesis_ops`` (and ``packed_conv``, for oneDNN's convolutions) the only file that touches ``torch.ops`` and
+``kernels/``. Each loss op computes its gradient in the same
 pass; its backward is one multiplication. ``draggan_fast.kernels.reference`` documents what the ops compute.
 
 Backends: ``reference`` (plain PyTorch, any device and dtype), ``cpp`` (the compiled library, CPU), ``cuda`` (its CUDA
@@ -31,6 +32,7 @@ OPS = ("motion_supervision", "point_tracking", "mask_loss", "sample_feature")
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 ENVIRONMENT = "DRAGGAN_FAST_BACKEND"
 CPU_ORDER = ("cpp", "reference")
+CROP_BACKENDS = ("reference", "cpp")  # those that know motion_supervision on crops
 MAX_AXIS = 32767  # cells or pixels along an axis: the compiled kernels count in 32 bits (csrc/bilinear.h)
 MAX_RADIUS = 1 << 24
 
@@ -140,9 +142,14 @@ def _kernel_on_crops(feature: Tensor) -> Callable[..., Any]:
     name = _chosen_backend("motion_supervision", feature.device.type, feature.dtype)
     if name == "cpp":
         return torch.ops.draggan_fast_native.motion_supervision_on_crops
-    if name != "reference" and wished_backend() is not None:
-        raise DragError(f"The backend {name!r} was asked for but has no motion_supervision on crops.")
+    if name not in CROP_BACKENDS:
+        raise DragError(f"The backend {name!r} has no motion_supervision on crops; {' and '.join(CROP_BACKENDS)} do.")
     return reference.motion_supervision
+
+
+def serves_crops(feature: Tensor) -> bool:
+    """Whether the backend that serves such a feature can supervise on crops of it."""
+    return _chosen_backend("motion_supervision", feature.device.type, feature.dtype) in CROP_BACKENDS
 
 
 def backends(device_type: str = "cpu") -> dict[str, Backend]:
@@ -206,8 +213,21 @@ def _like(grad: Tensor, feature: Tensor) -> Tensor:
     return grad if grad.stride() == promised else torch.empty_like(feature).copy_(grad)
 
 
-@torch.library.custom_op("draggan_fast::motion_supervision", mutates_args=())
-def _motion_supervision(
+def _at_once(feature: Tensor) -> bool:
+    """Whether a call can go to its kernel at once: nobody differentiates, compiles or fakes it.
+
+    A custom operator costs 40 µs a call, and its first call makes torch import its compiler (seconds, 150 MB), which a
+    drag never needs.
+    """
+    return (
+        feature.device.type != "meta"
+        and type(feature) is Tensor
+        and not (feature.requires_grad and torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _run_motion_supervision(
     feature: Tensor,
     handle_points: Tensor,
     target_points: Tensor,
@@ -226,8 +246,12 @@ def _motion_supervision(
     return loss, _like(grad, feature)
 
 
-@torch.library.custom_op("draggan_fast::point_tracking", mutates_args=())
-def _point_tracking(
+_motion_supervision = torch.library.custom_op(
+    "draggan_fast::motion_supervision", _run_motion_supervision, mutates_args=()
+)
+
+
+def _run_point_tracking(
     feature: Tensor,
     reference_feature: Tensor,
     handle_points: Tensor,
@@ -240,8 +264,10 @@ def _point_tracking(
     return kernel(feature, reference_feature, handle_points, active, r2, (height, width))
 
 
-@torch.library.custom_op("draggan_fast::mask_loss", mutates_args=())
-def _mask_loss(
+_point_tracking = torch.library.custom_op("draggan_fast::point_tracking", _run_point_tracking, mutates_args=())
+
+
+def _run_mask_loss(
     feature: Tensor, feature0: Tensor, movable_mask: Tensor, image_size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     height, width = image_size
@@ -249,10 +275,15 @@ def _mask_loss(
     return loss, _like(grad, feature)
 
 
-@torch.library.custom_op("draggan_fast::sample_feature", mutates_args=())
-def _sample_feature(feature: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:
+_mask_loss = torch.library.custom_op("draggan_fast::mask_loss", _run_mask_loss, mutates_args=())
+
+
+def _run_sample_feature(feature: Tensor, points: Tensor, image_size: Sequence[int]) -> Tensor:
     height, width = image_size
     return _kernel("sample_feature", feature)(feature, points, (height, width))
+
+
+_sample_feature = torch.library.custom_op("draggan_fast::sample_feature", _run_sample_feature, mutates_args=())
 
 
 @_motion_supervision.register_fake
@@ -306,9 +337,14 @@ def _check_feature(feature: Tensor, image_size: tuple[int, int]) -> None:
         min(feature.shape[1:]) >= 1 and max(feature.shape[2:]) <= MAX_AXIS,
         f"feature must have from 1 to {MAX_AXIS} cells along each axis, but its shape is {list(feature.shape)}.",
     )
+    _check_size("image_size", image_size)
+
+
+def _check_size(name: str, size: tuple[int, int]) -> None:
+    whole = isinstance(size, Sequence) and all(isinstance(n, int) and not isinstance(n, bool) for n in size)
     _require(
-        len(image_size) == 2 and min(image_size) >= 1 and max(image_size) <= MAX_AXIS,
-        f"image_size must be two numbers (H, W) from 1 to {MAX_AXIS}, not {image_size}.",
+        whole and len(size) == 2 and min(size) >= 1 and max(size) <= MAX_AXIS,
+        f"{name} must be two whole numbers (H, W) from 1 to {MAX_AXIS}, not {size!r}.",
     )
 
 
@@ -338,9 +374,35 @@ def _check_active(active: Tensor, points: Tensor) -> None:
 
 def _check_radius(name: str, radius: int, least: int) -> None:
     _require(
-        isinstance(radius, int) and least <= radius <= MAX_RADIUS,
+        isinstance(radius, int) and not isinstance(radius, bool) and least <= radius <= MAX_RADIUS,
         f"{name} must be an integer from {least} to {MAX_RADIUS} (pixels), not {radius!r}.",
     )
+
+
+def _check_crops(
+    feature: Tensor, image_size: tuple[int, int], origin: Tensor | None, whole_size: tuple[int, int] | None
+) -> None:
+    if origin is None and whole_size is None:
+        return
+    if origin is None or whole_size is None:
+        raise DragError("crop_origin and whole_size go together.")
+    _check_size("whole_size", whole_size)
+    _require(
+        all(whole >= crop for whole, crop in zip(whole_size, image_size, strict=True)),
+        f"whole_size must be at least image_size, {image_size}, not {whole_size}.",
+    )
+    expected = [feature.shape[0], 2]
+    _require(
+        origin.dtype == torch.int64 and list(origin.shape) == expected,
+        f"crop_origin must be an int64 tensor of the shape {expected}, not {origin.dtype} {list(origin.shape)}.",
+    )
+    _require(origin.device == feature.device, f"crop_origin is on {origin.device}, the feature on {feature.device}.")
+    if origin.device.type == "cpu":  # elsewhere looking at the values would wait for the device
+        room = torch.tensor([whole_size[1] - image_size[1], whole_size[0] - image_size[0]])
+        _require(
+            bool(((origin >= 0) & (origin <= room)).all()),
+            f"crop_origin must leave every crop inside the whole image, from (0, 0) to {tuple(room.tolist())}.",
+        )
 
 
 def motion_supervision(
@@ -362,8 +424,9 @@ def motion_supervision(
     _check_points("target_points", target_points, feature, handle_points.shape[1])
     _check_active(active, handle_points)
     _check_radius("r1", r1, 1)
-    _require((crop_origin is None) == (whole_size is None), "crop_origin and whole_size go together.")
-    return _motion_supervision(feature, handle_points, target_points, active, r1, image_size, crop_origin, whole_size)
+    _check_crops(feature, image_size, crop_origin, whole_size)
+    run = _run_motion_supervision if _at_once(feature) else _motion_supervision
+    return run(feature, handle_points, target_points, active, r1, image_size, crop_origin, whole_size)
 
 
 def point_tracking(
@@ -392,7 +455,8 @@ def point_tracking(
     _check_device("reference_feature", reference_feature, feature)
     _check_active(active, handle_points)
     _check_radius("r2", r2, 0)
-    return _point_tracking(feature, reference_feature, handle_points, active, r2, image_size)
+    run = _run_point_tracking if _at_once(feature) else _point_tracking
+    return run(feature, reference_feature, handle_points, active, r2, image_size)
 
 
 def mask_loss(
@@ -418,7 +482,8 @@ def mask_loss(
     )
     _check_device("feature0", feature0, feature)
     _check_device("movable_mask", movable_mask, feature)
-    return _mask_loss(feature, feature0, movable_mask, image_size)
+    run = _run_mask_loss if _at_once(feature) else _mask_loss
+    return run(feature, feature0, movable_mask, image_size)
 
 
 def sample_feature(feature: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -428,4 +493,5 @@ def sample_feature(feature: Tensor, points: Tensor, image_size: tuple[int, int])
     """
     _check_feature(feature, image_size)
     _check_points("points", points, feature)
-    return _sample_feature(feature, points, image_size)
+    run = _run_sample_feature if _at_once(feature) else _sample_feature
+    return run(feature, points, image_size)

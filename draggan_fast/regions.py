@@ -8,7 +8,8 @@ convolution sees there), and its own part of the noise. Nothing outside is appro
 Geometry, from the feature block down. A region is (origin [N, 2] in cells, (x, y), and a size that all crops share).
 To give conv1's outputs at (o, K), its inputs are needed at (o − 1, K + 2). The ×2 layer, run on a crop (a, m) of the
 block below, is right at its outputs 2a + 2 … 2a + 2m − 3, so that a = ⌊(o − 3)/2⌋ and m = ⌈(K + 7)/2⌉ serve whatever
-the parity of o. The next block below must then give (a, m).
+the parity of o. The next block below must then give (a, m). That is the reach of an FIR of up to 4 taps; networks with
+longer ones (there are no public ones) are computed whole.
 """
 
 from __future__ import annotations
@@ -135,11 +136,14 @@ def region_around(points: Tensor, reach: int, resolution: int, image_size: int) 
     return Region(first.clamp(0, resolution - size), size)
 
 
+MAX_TAPS = 4  # of the FIR, for which the halo is made
 OVERHEAD = 1.5  # how much dearer a multiply-add is on crops, about: small maps, gathering
 
 
 def first_block(synthesis: FrozenSynthesis, region: Region) -> int | None:
-    """From which block on crops are the least work; None if the whole maps are."""
+    """From which block on crops are the least work; None if the whole maps are, or the FIR reaches beyond the halo."""
+    if len(synthesis.taps) > MAX_TAPS:
+        return None
     whole = [layer.multiply_adds for layer in synthesis.layers]
     cheapest, first = float(sum(whole)), None
     crops, here = 0.0, region
@@ -155,6 +159,7 @@ def first_block(synthesis: FrozenSynthesis, region: Region) -> int | None:
     return first
 
 
+@torch.no_grad()
 def forward(synthesis: FrozenSynthesis, w_plus: Tensor, region: Region, first: int) -> RegionTrace:
     """w_plus [1, num_ws, w_dim] → the feature in the region; blocks from ``first`` ≥ 1 on are computed on crops."""
     modulation = synthesis.modulation(w_plus)
@@ -208,6 +213,7 @@ def scaled(x: Tensor, style: Tensor) -> Tensor:
     return channels_last((x.float() * style[:, :, None, None]).to(x.dtype))
 
 
+@torch.no_grad()
 def backward(synthesis: FrozenSynthesis, trace: RegionTrace, grad_feature: Tensor) -> Tensor:
     """grad_feature [N, C, K, K] of the crops → gradient of rows 0…2·block of w_plus, [1, 2·block + 1, w_dim]."""
     modulation = trace.whole.modulation

@@ -403,6 +403,7 @@ class DragSession:
         if self._whole is None:
             with reproducible(self.model.device):
                 self._whole = self._engine.whole(self._w_plus(self._state.parameter))
+            self._near = None  # the next step cuts its crops out of these: what a replay does too
         return self._whole
 
     def _step_features(self) -> Features:
@@ -553,6 +554,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
         if device.type == "cuda":
             stack.enter_context(
                 torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

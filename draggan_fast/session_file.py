@@ -30,7 +30,7 @@ from .session import DragSession, SessionState, StepResult, read_only
 from .version import __version__
 
 FORMAT = "draggan-fast-session"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 did not say who computed the session: the reference engine did
 MAX_FILE_BYTES = 1 << 30
 STATE_TENSORS = (
     "parameter",
@@ -150,9 +150,9 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise KeyError("format")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
         raise DragError(f"{str(path)!r} is not a session file of draggan-fast, or it is damaged.") from None
-    if document.get("version") != FORMAT_VERSION:
+    if document.get("version") not in (1, FORMAT_VERSION):
         raise DragError(
-            f"{str(path)!r} has session format {document.get('version')!r}; this program reads {FORMAT_VERSION}."
+            f"{str(path)!r} has session format {document.get('version')!r}; this program reads 1 and {FORMAT_VERSION}."
         )
     return document, tensors
 
@@ -169,8 +169,9 @@ def find_model(path: Path, named: dict[str, Any]) -> Model:
         ) from None
 
 
-def open_start(path: Path, model: Model | None) -> tuple[DragSession, dict[str, Any], dict[str, Tensor]]:
-    """A session at the file's start latent, with the document and the tensors."""
+def open_start(path: Path, model: Model | None, exactly: bool) -> tuple[DragSession, dict[str, Any], dict[str, Tensor]]:
+    """A session at the file's start latent, with the document and the tensors. exactly: by the recorded engine in the
+    recorded precision, even if the model was loaded with another."""
     document, tensors = read_file(path)
     try:
         named = document["model"]
@@ -191,9 +192,12 @@ def open_start(path: Path, model: Model | None) -> tuple[DragSession, dict[str, 
         # What "auto" meant when the session was made, so that it goes on the same way here. Files from before there
         # was a choice were made by the reference.
         by = document.get("computed_by", {"engine": "reference", "precision": "fp32"})
-        same = replace(model, precision=str(by["precision"]))
-        session = DragSession(same, w=tensors["w0"], config=replace(config, engine=by["engine"]), **start)
-        session.config = config
+        if exactly or model.precision == "auto":
+            same = replace(model, precision=str(by["precision"]))
+            session = DragSession(same, w=tensors["w0"], config=replace(config, engine=by["engine"]), **start)
+            session.model, session.config = model, config
+        else:
+            session = DragSession(model, w=tensors["w0"], config=config, **start)
     except DragError:
         raise
     except DAMAGE as error:
@@ -207,9 +211,10 @@ def damaged(path: Path, error: Exception) -> DragError:
 
 
 def load_session(path: str | os.PathLike[str], model: Model | None = None) -> DragSession:
-    """A saved session, ready to go on. Raises DragError for a damaged file or another model."""
+    """A saved session, ready to go on: by the engine and in the precision that it was made with, unless the model was
+    loaded with a precision of its own. Raises DragError for a damaged file or another model."""
     path = Path(path)
-    session, document, tensors = open_start(path, model)
+    session, document, tensors = open_start(path, model, exactly=False)
     try:
         state = read_state(session, document, tensors)
     except DAMAGE as error:  # DragError, from a point outside the picture, is a ValueError
@@ -314,7 +319,7 @@ def read_trajectory(document: dict[str, Any]) -> tuple[StepResult, ...]:
 def replay_session(path: str | os.PathLike[str], model: Model | None = None) -> Replay:
     """Does a saved session again from its start latent and compares. Raises DragError as ``load_session`` does."""
     path = Path(path)
-    session, document, tensors = open_start(path, model)
+    session, document, tensors = open_start(path, model, exactly=True)
     try:
         recorded = read_trajectory(document)
         final = tensors["w_plus"].to(session.model.device)
@@ -349,7 +354,7 @@ def seed_gives_start(session: DragSession) -> bool:
         label=session.label,
         truncation_psi=session.truncation_psi,
         truncation_cutoff=session.truncation_cutoff,
-        config=session.config,
+        config=replace(session.config, engine="reference"),  # the start latent needs no packed weights
     )
     return bool((fresh.w0 - session.w0).abs().max() <= W_TOLERANCE)
 

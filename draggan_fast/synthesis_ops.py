@@ -2,7 +2,8 @@
 
 ``draggan_fast.kernels.modulated_conv`` says what they compute. Float32 and bfloat16 maps on a CPU are served by the
 compiled library where there is one, everything else by that specification; ``ops.forced_backend`` and
-DRAGGAN_FAST_BACKEND choose as they do for the drag ops. These are plain functions, not PyTorch operators: a step calls
+DRAGGAN_FAST_BACKEND force ``reference`` or ``cpp`` here too, and leave the choice where they force a backend that has
+only drag ops (``cuda``, ``triton``). These are plain functions, not PyTorch operators: a step calls
 them about thirty times, knows its own backward pass, and would pay for the dispatcher's bookkeeping. No autograd.
 
 Maps must be channels-last; the compiled passes refuse others, with a sentence.
@@ -28,20 +29,16 @@ def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> str
     wished = wished_backend()
     if wished == "reference":
         return "reference"
-    if wished is None and (device_type != "cpu" or dtype not in COMPILED_DTYPES):
-        return "reference"
     missing = what_is_missing("cpp", device_type)
-    if wished is None:
-        return "cpp" if missing is None else "reference"
-    if wished != "cpp":
-        missing = "it has no kernel for them; reference and cpp do"
-    elif missing is None and dtype not in COMPILED_DTYPES:
+    if missing is None and dtype not in COMPILED_DTYPES:
         missing = f"it computes them for float32 and bfloat16 maps, not for {dtype}"
-    if missing is not None:
+    if missing is None:
+        return "cpp"
+    if wished == "cpp":
         raise DragError(
-            f"The backend {wished!r} was asked for but cannot serve the passes around the convolutions: {missing}."
+            f"The backend 'cpp' was asked for but cannot serve the passes around the convolutions: {missing}."
         )
-    return "cpp"
+    return "reference"
 
 
 def _compiled(x: Tensor) -> bool:

@@ -209,7 +209,7 @@ def point_tracking(
     nearest = distance.argmin(dim=2, keepdim=True)
     found = torch.stack([t.flatten(2).gather(2, nearest).squeeze(2) for t in (x, y)], dim=-1)
     shortest = distance.gather(2, nearest).squeeze(2)
-    moves = active & inside.flatten(2).any(dim=2)
+    moves = active & inside.flatten(2).any(dim=2) & (shortest != torch.inf)  # an overflow everywhere finds nothing
     moved = torch.where(moves[..., None], found.float(), handle_points.float())
     return moved, torch.where(active, shortest, 0).float()
 

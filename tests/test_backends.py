@@ -475,3 +475,61 @@ def test_the_environment_forces_a_backend(monkeypatch):
     if LEVELS:
         with ops.forced_backend("cpp"):  # the nearer wish wins
             assert {chosen.name for chosen in ops.backends().values()} == {"cpp"}
+
+
+@pytest.mark.parametrize("name", [b for b in BACKENDS if b.split("-")[0] in ops.CROP_BACKENDS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cell", [(0, 0), (8, 6), (20, 20), (3, 20)])
+def test_supervision_on_a_crop_is_that_of_the_whole(name, dtype, cell):
+    """Crops of 12 of 32 cells, 8 pixels a cell; two have borders of the image. The circle depends on the place."""
+    generator = torch.Generator().manual_seed(4)
+    whole = torch.randn(2, 20, 32, 32, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    x, y = cell
+    crops = whole[:, :, y : y + 12, x : x + 12].contiguous(memory_format=torch.channels_last)
+    origin = torch.tensor([[8 * x, 8 * y]]).expand(2, 2)
+    inward = torch.tensor([[[44.0, 50.0], [48.0, 47.0]], [[40.0, 41.0], [55.0, 44.0]]])
+    if cell == (0, 0):
+        inward[0, 0] = torch.tensor([2.0, 0.0])
+    if cell == (20, 20):
+        inward[1, 1] = torch.tensor([95.0, 93.0])
+    targets, active = inward + torch.tensor([13.0, -7.0]), torch.tensor([[True, True], [True, False]])
+    shift = origin[:, None].float()
+    with backend(name):
+        loss, grad = ops.motion_supervision(crops, inward, targets, active, 6, (96, 96), origin, (256, 256))
+        expected, expected_grad = ops.motion_supervision(whole, inward + shift, targets + shift, active, 6, (256, 256))
+    assert torch.allclose(loss, expected, rtol=1e-6)
+    inside = expected_grad[:, :, y : y + 12, x : x + 12]
+    assert torch.allclose(grad, inside, rtol=1e-5, atol=1e-9)
+    assert expected_grad.count_nonzero() == inside.count_nonzero() > 0
+
+
+@pytest.mark.parametrize(
+    ("origin", "whole", "words"),
+    [
+        (torch.zeros(1, 2), (256, 256), "crop_origin must be an int64"),
+        (torch.zeros(2, 2, dtype=torch.int64), (256, 256), "crop_origin must be an int64 tensor of the shape"),
+        (torch.tensor([[-1, 0]]), (256, 256), "inside the whole image"),
+        (torch.tensor([[2**40, 0]]), (256, 256), "inside the whole image"),
+        (torch.zeros(1, 2, dtype=torch.int64), (64, 256), "whole_size must be at least image_size"),
+        (torch.zeros(1, 2, dtype=torch.int64), (256,), "whole_size must be two whole numbers"),
+        (torch.zeros(1, 2, dtype=torch.int64), None, "go together"),
+        (None, (256, 256), "go together"),
+    ],
+)
+def test_bad_crops_are_told(origin, whole, words):
+    points = torch.full((1, 1, 2), 40.0)
+    arguments = (torch.zeros(1, 3, 12, 12), points, points + 9, torch.ones(1, 1, dtype=torch.bool), 6, (96, 96))
+    with pytest.raises(DragError, match=words):
+        ops.motion_supervision(*arguments, origin, whole)
+
+
+def test_tracking_that_overflows_everywhere_stays():
+    feature = torch.full((1, 3, 8, 8), 1e20)
+    handles = torch.zeros(1, 1, 2)
+    for name in FAST:  # the interpreter refuses overflows
+        with backend(name):
+            found, distance = ops.point_tracking(
+                feature, -feature[:, None, :, 0, 0], handles, torch.ones(1, 1, dtype=torch.bool), 2, (32, 32)
+            )
+        assert found.min() >= 0
+        assert (distance > 1e19).all()  # cpp sums in double and does not overflow

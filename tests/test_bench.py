@@ -186,7 +186,7 @@ def test_the_mode_in_its_own_process_pays_for_itself_alone(rosinality):
     found = probe.probe("published", rosinality, threads=1)
     assert found["resolution"] == 64
     assert 0 < found["baseline_mb"] <= found["loaded_mb"] <= found["peak_mb"]
-    assert found["peak_mb"] < found["baseline_mb"] + 200
+    assert found["peak_mb"] < found["baseline_mb"] + 290  # with triton installed, torch.optim imports it
     assert all(found[key] > 0 for key in ("import_ms", "load_ms", "first_step_ms", "warm_step_ms"))
     assert ballast.all()
 

@@ -1,5 +1,9 @@
 """The fast engine against the reference in float64: features, gradients, regions, pictures, whole drags."""
 
+import dataclasses
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ import draggan_fast as dg
 from draggan_fast import regions
 from draggan_fast.engine import ReferenceEngine, best_precision, make_engine, resolve
 from draggan_fast.frozen import FrozenSynthesis
+from draggan_fast.session_file import replay_session
 
 CPU = torch.device("cpu")
 
@@ -152,6 +157,62 @@ def test_rendering_between_steps_changes_nothing(small):
     assert (plain.w_plus - session.w_plus).abs().max() < 1e-5
 
 
+def test_a_long_fir_reaches_beyond_the_halo(small):
+    """Such networks are computed whole, and right."""
+    long = dataclasses.replace(small.config, resample_filter=(1.0, 2.0, 3.0, 4.0, 4.0, 3.0, 2.0, 1.0))
+    generator = dg.Generator(long).eval()
+    generator.load_state_dict(small.generator.state_dict())
+    model = dataclasses.replace(small, generator=generator.freeze())
+    session, _ = dragged(model, "fast")
+    expected, _ = dragged(model, "reference")
+    assert (session.w_plus - expected.w_plus).abs().max() < 1e-4
+    synthesis = make_engine(generator, CPU, 3, "const", "fast", "fp32").synthesis
+    assert regions.first_block(synthesis, regions.Region(torch.zeros(1, 2, dtype=torch.int64), 8)) is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_saved_session_is_replayed_whatever_was_rendered(small, tmp_path, precision):
+    session = dg.DragSession(dataclasses.replace(small, precision=precision), seed=3)
+    session.set_points([(21, 32), (63, 0)], [(32, 21), (32, 5)])
+    for index in range(6):
+        if index % 2:
+            session.locate()
+        if index % 3:
+            session.render()
+        session.step()
+    replay = replay_session(session.save(tmp_path / "s.safetensors"), small)
+    assert replay.reproduced
+    assert replay.max_w_difference == replay.max_loss_difference == 0
+    assert (replay.session.engine, replay.session.precision) == ("fast", precision)
+
+
+def test_a_precision_of_ones_own_outranks_the_recorded_one(small, tmp_path):
+    session = dg.DragSession(dataclasses.replace(small, precision="bf16"), seed=3)
+    path = session.save(tmp_path / "s.safetensors")
+    assert dg.DragSession.load(path, dataclasses.replace(small, precision="auto")).precision == "bf16"
+    assert dg.DragSession.load(path, small).precision == "fp32"
+
+
+def test_packed_weights_die_with_their_network():
+    generator = dg.Generator(dg.GeneratorConfig(16, 8, 8, (4, 4, 4), (8,))).freeze()
+    packed = weakref.ref(make_engine(generator, CPU, 1, "const", "fast", "fp32").synthesis)
+    del generator
+    gc.collect()
+    assert packed() is None
+
+
+def test_reduced_matmul_precision_of_the_caller_does_not_matter(small):
+    expected, _ = dragged(small, "fast")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        session, _ = dragged(small, "fast")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(session.w_plus, expected.w_plus)
+
+
 def test_sessions_share_the_packed_weights(small):
     first, second = (make_engine(small.generator, CPU, 3, "const", "fast", "fp32") for _ in range(2))
     assert first.synthesis is second.synthesis
@@ -173,7 +234,7 @@ def test_who_computes(small):
 
 
 def test_low_precision_arrives_too():
-    """Five drags of the embedded model in bf16 end where float32's do, within the stop distance."""
+    """Three drags of the embedded model arrive in bf16 as they do in float32; fifty are in ``draggan-fast eval``."""
     config = {"fp32": [], "bf16": []}
     for precision, arrived in config.items():
         model = dg.load("toy-animals", device="cpu", precision=precision)

@@ -28,12 +28,12 @@ ALLOWED = {
     "command_common": {"loading", "media"},
     "commands": {
         "checkpoint", "command_common", "drag_command", "engine", "loading", "media", "models", "ops", "session",
-        "session_file",
+        "session_file", "synthesis_ops",
     },
     "config": set(),
     "download": {"atomic"},
     "drag_command": {"atomic", "command_common", "config", "latent_file", "loading", "media", "session"},
-    "engine": {"frozen", "generator", "regions", "views"},
+    "engine": {"frozen", "generator", "ops", "packed_conv", "regions", "views"},
     "errors": set(),
     "frozen": {"generator", "packed_conv", "synthesis_ops"},
     "generator": {"checkpoint"},  # for type checkers only

@@ -284,7 +284,10 @@ def test_a_forced_backend_that_cannot_serve_is_an_error():
         synthesis_ops.backend(dtype=torch.float16)
 
 
-def test_a_backend_without_these_passes_is_an_error(monkeypatch):
+def test_a_backend_that_has_only_drag_ops_leaves_the_choice(monkeypatch):
+    chosen = synthesis_ops.backend()
     monkeypatch.setenv(ops.ENVIRONMENT, "triton")
-    with pytest.raises(DragError, match="no kernel for them"):
-        synthesis_ops.backend()
+    assert synthesis_ops.backend() == chosen
+    monkeypatch.setenv(ops.ENVIRONMENT, "cpp")
+    with pytest.raises(DragError, match="float32 and bfloat16 maps, not for"):
+        synthesis_ops.backend(dtype=torch.float16)

@@ -23,8 +23,8 @@ FRAMES = 100  # at most: below that a 99th percentile is the slowest frame
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Per model, engine and precision a row ``frame`` (with JPEG) and, of our engines, its parts ``render`` and
-    ``encode JPEG``, ``encode WEBP``; one point, no mask. The percentiles go up to p99."""
+    """Per model, engine and precision a row ``frame`` (step, picture, JPEG); rows ``encode JPEG`` and ``encode WEBP``
+    of the encoding alone; one point, no mask. The percentiles go up to p99."""
     for model in options.loaded_models():
         options.say(f"frame: {model.name}")
         yield from frame_rows(options, model)
