@@ -79,19 +79,21 @@ def step_figure(rows: list[Row]) -> Figure | None:
     masks = [m for m in ("none", "half") if any(r["mask"] == m for r in chosen)]
     if not chosen:
         return None
-    figure = Figure(figsize=(4.2 * len(masks), 3.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.0 * len(masks)), layout="constrained")
     for index, mask in enumerate(masks):
-        axes = figure.add_subplot(1, len(masks), index + 1)
+        axes = figure.add_subplot(len(masks), 1, index + 1)
         part = [{**r, "seconds": r["p50_ms"] / 1000} for r in chosen if r["mask"] == mask]
 
         def label(row: Row) -> str:
             ratio = row.get("ratio_to_published")
-            return f"{row['seconds']:.2g} s" + (f"\n{ratio:.1f}×" if ratio and row["engine"] != "published" else "")
+            taken = f"{row['seconds']:.1f} s" if row["seconds"] >= 1 else f"{row['p50_ms']:.0f} ms"
+            return taken + (f"\n{ratio:.0f}×" if ratio and row["engine"] != "published" else "")
 
         grouped_bars(axes, part, "seconds", label, series_names(chosen))
         axes.set_title("one point, no mask" if mask == "none" else "one point, half the picture held", fontsize=10)
         axes.set_ylabel("seconds per step")
-        axes.margins(y=0.15)
+        axes.set_yscale("log")  # a straight scale would show the fast ones as nothing
+        axes.margins(y=0.25)
         if index == 0:
             axes.legend(loc="upper left")
     return figure
@@ -109,7 +111,7 @@ def memory_figure(rows: list[Row]) -> Figure | None:
     ]
     if not chosen:
         return None
-    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     axes = figure.add_subplot()
     part = [{**r, "gigabytes": r["peak_mb"] / 1000} for r in chosen]
     grouped_bars(axes, part, "gigabytes", lambda r: f"{r['gigabytes']:.2g} GB", series_names(chosen))
