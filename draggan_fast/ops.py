@@ -398,10 +398,10 @@ def _check_crops(
     )
     _require(origin.device == feature.device, f"crop_origin is on {origin.device}, the feature on {feature.device}.")
     if origin.device.type == "cpu":  # elsewhere looking at the values would wait for the device
-        room = torch.tensor([whole_size[1] - image_size[1], whole_size[0] - image_size[0]])
+        first, room = origin.numpy(), (whole_size[1] - image_size[1], whole_size[0] - image_size[0])
         _require(
-            bool(((origin >= 0) & (origin <= room)).all()),
-            f"crop_origin must leave every crop inside the whole image, from (0, 0) to {tuple(room.tolist())}.",
+            bool(((first >= 0) & (first <= room)).all()),
+            f"crop_origin must leave every crop inside the whole image, from (0, 0) to {room}.",
         )
 
 

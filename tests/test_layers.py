@@ -37,6 +37,7 @@ ALLOWED = {
     "errors": set(),
     "frozen": {"generator", "packed_conv", "synthesis_ops"},
     "generator": {"checkpoint"},  # for type checkers only
+    "graphs": {"config", "engine", "static_step"},
     "inputs": set(),
     "latent_file": set(),
     "loading": {"checkpoint", "config", "engine", "generator", "models"},
@@ -46,8 +47,11 @@ ALLOWED = {
     "overlay": set(),
     "packed_conv": set(),
     "regions": {"frozen"},
-    "session": {"config", "engine", "inputs", "loading", "ops", "session_file", "views"},  # session_file late
+    "session": {
+        "config", "engine", "graphs", "inputs", "loading", "ops", "session_file", "static_step", "views",
+    },  # session_file late
     "session_file": {"atomic", "config", "inputs", "loading", "session"},
+    "static_step": {"config", "engine", "ops", "regions"},
     "synthesis_ops": {"kernels", "ops"},
     "version": set(),
     "views": {"ops"},
