@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from . import ops, regions
+from . import regions
 from .errors import DragError
 from .frozen import FrozenSynthesis, Trace, scaled_for, supported
 from .generator import Activations, Generator
@@ -31,7 +31,7 @@ FP16_CAPABILITY, BF16_CAPABILITY = 7, 8  # compute capabilities whose tensor cor
 
 
 class Shared(NamedTuple):
-    """What the sessions on a network share: its packed weights, and whatever steps were captured of them (graphs.py)."""
+    """What the sessions on a network share: its packed weights, and whatever steps were captured (graphs.py)."""
 
     synthesis: FrozenSynthesis
     captured: OrderedDict[Any, Any]
@@ -146,14 +146,10 @@ class FastEngine:
 
     def around(self, w_plus: Tensor, handle_points: Tensor, reach: int, whole: FrozenFeatures | None) -> FrozenFeatures:
         region = regions.region_around(handle_points[0], reach, self.resolution, self.size[0])
-        first = None if region is None else self.first_on_crops(region)
+        first = None if region is None else regions.first_block(self.synthesis, region)
         if region is None or first is None:
             return self.whole(w_plus) if whole is None else whole
         return self.on_crops(w_plus, region, first, whole)
-
-    def first_on_crops(self, region: Region) -> int | None:
-        """From which block on crops are less work and the ops know them; None if the whole maps it is."""
-        return regions.first_block(self.synthesis, region) if ops.serves_crops(self.synthesis.const) else None
 
     def on_crops(self, w_plus: Tensor, region: Region, first: int, whole: FrozenFeatures | None) -> FrozenFeatures:
         if whole is None:

@@ -167,7 +167,8 @@ class FrozenSynthesis:
     """Blocks 0…block of a generator: w_plus → feature, and gradient of the feature → gradient of w_plus.
 
     precision: torch.float32, bfloat16 or float16 of maps and weights; latents, styles, demodulation and all sums are
-    float32. noise: "const" or "none". In float16 a gradient must come scaled (see ``scaled_for``). The packed weights are constant: any number of sessions can share them.
+    float32. noise: "const" or "none". The packed weights are constant: any number of sessions can share them.
+    In float16 a gradient must come scaled (``scaled_for``).
     """
 
     def __init__(self, generator: Generator, block: int, precision: torch.dtype, noise: str = "const") -> None:
@@ -271,8 +272,8 @@ def channels_last(x: Tensor) -> Tensor:
 def scaled_for(precision: torch.dtype, grad_feature: Tensor) -> tuple[Tensor, Tensor | None]:
     """(the gradient as a backward pass in this precision takes it, the number by which its results must be divided).
 
-    A drag's gradients, means over a patch or a picture, lie below what float16 can hold: it gets them with their largest
-    entry at 1, between its limits 6e-8 and 65504. Other precisions have float32's range and take them as they are.
+    A drag's gradients, means over a patch or a picture, lie below what float16 can hold: it gets them with their
+    largest entry at 1, between its limits 6e-8 and 65504. Others have float32's range and take them as they are.
     """
     if precision != torch.float16:
         return grad_feature, None

@@ -1,4 +1,4 @@
-"""One step of a drag over buffers that never move: the same arithmetic as ``DragSession._compute_step``, without the host.
+"""One step of a drag over buffers that never move: what ``DragSession._compute_step`` computes, without the host.
 
 What a CUDA graph can hold. Every tensor has one shape whatever the data; nothing waits for the device; what the host
 decides between two steps (done? finite?) is a flag on the device, and a step after the end changes nothing. graphs.py
@@ -18,7 +18,7 @@ from torch import Tensor
 from . import ops
 from .config import DragConfig
 from .engine import FastEngine, FrozenFeatures
-from .regions import Region, region_around, region_size
+from .regions import Region, first_block, region_around, region_size
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch's Adam defaults, which the published program uses
 BUCKETS = (1, 4, 16, 64)  # beyond the last one: its multiples
@@ -86,7 +86,7 @@ def first_on_crops(engine: FastEngine, reach: int, bucket: int) -> int | None:
     size = region_size(reach, engine.resolution, engine.size[0])
     if size is None:
         return None
-    return engine.first_on_crops(Region(torch.zeros(bucket, 2, dtype=torch.int64), size))
+    return first_block(engine.synthesis, Region(torch.zeros(bucket, 2, dtype=torch.int64), size))
 
 
 @dataclass

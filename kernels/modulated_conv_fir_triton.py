@@ -23,7 +23,7 @@ from torch import Tensor
 from . import configs
 from ._shared import on_device
 from .modulated_conv import Phases, fir_padding, normalised
-from .modulated_conv_triton import Factors, check_map, store_activated, stored_bound, summed, undone
+from .modulated_conv_triton import Factors, check_map, new_map, store_activated, stored_bound, summed, undone
 
 EXTRA = ((1, 1), (1, 0), (0, 1), (0, 0))  # rows and columns that the phases have more than the low map
 EVEN = tl.constexpr(16)  # added so that no dividend is negative
@@ -93,11 +93,10 @@ def fir_activate_map(
                     value = load_cells(even_even, at_row, at, h + 1, w + 1, channel, channels)
                 else:
                     value = load_cells(odd_even, at_row, at, h, w + 1, channel, channels)
+            elif (j - BEFORE + EVEN) % 2 == 0:
+                value = load_cells(even_odd, at_row, at, h + 1, w, channel, channels)
             else:
-                if (j - BEFORE + EVEN) % 2 == 0:
-                    value = load_cells(even_odd, at_row, at, h + 1, w, channel, channels)
-                else:
-                    value = load_cells(odd_odd, at_row, at, h, w, channel, channels)
+                value = load_cells(odd_odd, at_row, at, h, w, channel, channels)
             if i < COUNT:
                 left += TAPS[i] * value
             if i > 0:
@@ -119,10 +118,7 @@ def fir_activate_map(
     for a in tl.static_range(2):
         for b in tl.static_range(2):
             pixel = (2 * row + a) * 2 * w + 2 * column + b
-            if a == 0:
-                z = y00 if b == 0 else y01
-            else:
-                z = y10 if b == 0 else y11
+            z = (y00 if b == 0 else y01) if a == 0 else (y10 if b == 0 else y11)
             z = z * factor + shift
             if NOISE:
                 z += tl.load(noise + batch * noise_stride + pixel, mask=column < w, other=0.0)[:, None]
@@ -132,10 +128,19 @@ def fir_activate_map(
 
 @triton.jit
 def store_cells(values, value, batch, row, column, rows, columns, channel, channels):
-    """The transpose of ``load_cells``, into a map of this type [B, rows, columns, C]: what lies outside is not stored."""
+    """The other way round, into a map [B, rows, columns, C] of any type: what lies outside is not stored."""
     inside = (column < columns) & (row < rows)
     place = batch * rows * columns * channels + (row * columns + column)[:, None] * channels + channel[None, :]
     tl.store(values + place, value.to(values.dtype.element_ty), mask=inside[:, None] & (channel < channels)[None, :])
+
+
+@triton.jit
+def tap_at(place, TAPS: tl.constexpr, COUNT: tl.constexpr):
+    """TAPS[place] for a place that is known at run time only; 0 beyond them."""
+    tap = 0.0
+    for known in tl.static_range(COUNT):
+        tap = tl.where(place == known, TAPS[known], tap)
+    return tap
 
 
 @triton.jit(do_not_specialize=[*SIZES, "parts"])
@@ -190,8 +195,9 @@ def fir_activate_map_backward(
     oo = tl.zeros([BLOCK, BLOCK_C], tl.float32)
     style_sum = tl.zeros([BLOCK_C], tl.float32)
     demodulation_sum = tl.zeros([BLOCK_C], tl.float32)
-    for r in tl.static_range(COUNT + 1):
+    for r in range(COUNT + 1):  # not unrolled: the code would be five times as long, and so would compiling it take
         at_row = 2 * row + (BEFORE + 1 - COUNT + r)
+        row_is_own = (r == COUNT - 1 - BEFORE) | (r == COUNT - BEFORE)
         even = tl.zeros([BLOCK, BLOCK_C], tl.float32)
         odd = tl.zeros([BLOCK, BLOCK_C], tl.float32)
         for c in tl.static_range(COUNT + 1):
@@ -208,18 +214,16 @@ def fir_activate_map_backward(
             if c > 0:
                 odd += TAPS[COUNT - c] * grad_z
             # The quad of this cell, which no other program owns; what lies beyond the map is zero, and so are its sums.
-            if (r + BEFORE - COUNT + 1) // 2 == 0 and (c + BEFORE - COUNT + 1) // 2 == 0:
+            if (c == COUNT - 1 - BEFORE or c == COUNT - BEFORE) and row_is_own:
                 style_sum += tl.sum(incoming * value, axis=0)
                 convolved = value / slope - shift
                 if NOISE:
                     convolved -= tl.load(noise + batch * noise_stride + pixel, mask=inside, other=0.0)[:, None]
                 demodulation_sum += tl.sum(grad_z * convolved, axis=0)
-        if r < COUNT:
-            ee += TAPS[COUNT - 1 - r] * even
-            eo += TAPS[COUNT - 1 - r] * odd
-        if r > 0:
-            oe += TAPS[COUNT - r] * even
-            oo += TAPS[COUNT - r] * odd
+        ee += tap_at(COUNT - 1 - r, TAPS, COUNT) * even
+        eo += tap_at(COUNT - 1 - r, TAPS, COUNT) * odd
+        oe += tap_at(COUNT - r, TAPS, COUNT) * even
+        oo += tap_at(COUNT - r, TAPS, COUNT) * odd
     store_cells(even_even, ee * factor, batch, row, column, h + 1, w + 1, channel, channels)
     store_cells(even_odd, eo * factor, batch, row, column, h + 1, w, channel, channels)
     store_cells(odd_even, oe * factor, batch, row, column, h, w + 1, channel, channels)
@@ -251,8 +255,7 @@ def fir_activate(
         if phase.shape != (batch, channels, h + extra[0], w + extra[1]) or phase.dtype != phases[3].dtype:
             raise ValueError(f"{name} does not fit odd_odd: {phase.dtype} {list(phase.shape)}.")
     factors = Factors(demodulation, noise, bias, style, clamp)
-    options = {"dtype": phases[3].dtype, "device": phases[3].device, "memory_format": torch.channels_last}
-    x = torch.empty(batch, channels, 2 * h, 2 * w, **options)
+    x = new_map(phases[3], 2 * h, 2 * w)
     scaled = x if style is None else torch.empty_like(x)
     row = configs.launch("fir_activate_map", channels, x.device)
     with on_device(x):
@@ -295,8 +298,7 @@ def activate_backward_fir(
         raise ValueError(f"x must have an even height and width, but its shape is {list(x.shape)}.")
     h, w = height // 2, width // 2
     factors = Factors(demodulation, noise, bias, style, clamp)
-    options = {"dtype": x.dtype, "device": x.device, "memory_format": torch.channels_last}
-    first, second, third, fourth = (torch.empty(batch, channels, h + i, w + j, **options) for i, j in EXTRA)
+    first, second, third, fourth = (new_map(x, h + i, w + j) for i, j in EXTRA)
     row = configs.launch("fir_activate_map_backward", channels, x.device)
     parts = (h + 1) * triton.cdiv(w + 1, row.block)
     partials = torch.empty(batch, parts, 2, channels, dtype=torch.float32, device=x.device)

@@ -33,7 +33,7 @@ ALLOWED = {
     "config": set(),
     "download": {"atomic"},
     "drag_command": {"atomic", "command_common", "config", "latent_file", "loading", "media", "session"},
-    "engine": {"frozen", "generator", "ops", "packed_conv", "regions", "views"},
+    "engine": {"frozen", "generator", "packed_conv", "regions", "views"},
     "errors": set(),
     "frozen": {"generator", "packed_conv", "synthesis_ops"},
     "generator": {"checkpoint"},  # for type checkers only

@@ -6,10 +6,10 @@ import gc
 import numpy as np
 import pytest
 import torch
+from draggan_fast.bench.probe import resident_mb
 
 import draggan_fast as dg
 from draggan_fast import engine, graphs, ops
-from draggan_fast.bench.probe import resident_mb
 from draggan_fast.session_file import replay_session
 from draggan_fast.static_step import bucket_of, static_step
 from tests.graph_emulator import HostWaits, Watch, emulate
@@ -277,7 +277,7 @@ def test_what_cannot_be_captured_is_told(small, graphs_made, monkeypatch):
         buffers.done.item()
 
     monkeypatch.setattr(graphs, "static_step", syncing)
-    with pytest.raises(dg.DragError, match="cannot be captured in a CUDA graph.*DRAGGAN_FAST_GRAPH=off"):
+    with pytest.raises(dg.DragError, match=r"cannot be captured in a CUDA graph.*DRAGGAN_FAST_GRAPH=off"):
         new_session(small, engine="fast").step()
 
 
@@ -345,7 +345,7 @@ def test_no_step_waits_for_the_device_and_each_allocates_the_same(small, options
         lambda x: x[x > 0],
         lambda x: x.nonzero(),
         lambda x: x.to("meta"),
-        lambda x: torch.unique(x),
+        torch.unique,
         lambda x: x.masked_select(x > 0),
     ],
 )
