@@ -54,7 +54,7 @@ class Options:
         pairs = [(BASELINE, ENGINES[BASELINE].precisions[0])]
         for engine in self.engines:
             if engine != BASELINE:
-                known = ENGINES[engine].precisions
+                known = ENGINES[engine].served(self.device)
                 pairs += [(engine, p) for p in known if self.precisions is None or p in self.precisions]
         return pairs
 
@@ -138,5 +138,5 @@ def check_fit(options: Options, model: str | None) -> None:
     wanted = set(options.suites) & ENGINE_SUITES
     if options.precisions is not None and wanted:
         for precision in options.precisions:
-            if not any(precision in ENGINES[name].precisions for name in options.engines):
-                raise DragError(f"None of the engines {', '.join(options.engines)} computes in {precision}.")
+            if not any(precision in ENGINES[name].served(options.device) for name in options.engines):
+                raise DragError(f"None of the engines {', '.join(options.engines)} computes in {precision} here.")

@@ -50,7 +50,7 @@ ALLOWED = {
     "session": {
         "config", "engine", "graphs", "inputs", "loading", "ops", "session_file", "static_step", "views",
     },  # session_file late
-    "session_file": {"atomic", "config", "inputs", "loading", "session"},
+    "session_file": {"atomic", "config", "engine", "inputs", "loading", "session"},
     "static_step": {"config", "engine", "ops", "regions"},
     "synthesis_ops": {"kernels", "ops"},
     "version": set(),

@@ -96,6 +96,18 @@ def test_a_captured_step_is_the_sessions(small, graphs_made, changes, points, ma
     assert graph.replays == 3
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision(small, graphs_made, monkeypatch, precision):
+    """Without padding the very same operations, so the very same bits."""
+    monkeypatch.setattr(engine, "refusal", lambda precision, device: None)  # float16, slowly, on a CPU
+    session = new_session(dataclasses.replace(small, precision=precision), 1, engine="fast")
+    other = replayed(session)
+    session.may_capture = False
+    assert session.precision == precision
+    for _ in range(4):
+        assert_same_step(other.step(), session.step(), session, other, exact=True)
+
+
 @pytest.mark.parametrize("mask", [False, True], ids=["free", "mask"])
 def test_a_drag_to_its_end(graphs_made, mask):
     """Toy animals: the same drag, step for step; afterwards replays change nothing."""
