@@ -71,7 +71,8 @@ class Engine:
 
 def start_latent(model: Model, seed: int = 0, truncation_psi: float = 0.7) -> Tensor:
     """w0 [num_ws, w_dim] of a seed, the same for every engine."""
-    return DragSession(model, seed=seed, truncation_psi=truncation_psi).w0
+    config = model.drag_config(engine="reference")  # packs no weights that the memory measured would be charged with
+    return DragSession(model, seed=seed, truncation_psi=truncation_psi, config=config).w0
 
 
 class PublishedEngineDrag:

@@ -8,6 +8,7 @@ the fast one with ``FrozenSynthesis``. In float32 both agree to rounding.
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -27,7 +28,27 @@ from .views import FeatureView
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
+COMPILE = "DRAGGAN_FAST_COMPILE"
 FP16_CAPABILITY, BF16_CAPABILITY = 7, 8  # compute capabilities whose tensor cores multiply these
+
+
+class CompiledSynthesis(FrozenSynthesis):
+    """With torch's compiler around the whole forward pass and around the picture (not around crops). It writes kernels
+    of its own for the passes between the convolutions; its first call takes a minute."""
+
+    def __init__(self, generator: Generator, block: int, precision: torch.dtype, noise: str = "const") -> None:
+        super().__init__(generator, block, precision, noise)
+        compiled: Any = torch.compile  # it would forget the signatures
+        self._forward = compiled(super().forward, fullgraph=True, dynamic=False)
+        self._render = compiled(super().render, fullgraph=True, dynamic=False)
+
+    def forward(self, w_plus: Tensor) -> Trace:
+        trace: Trace = self._forward(w_plus)
+        return trace
+
+    def render(self, trace: Trace, w_plus: Tensor) -> Tensor:
+        picture: Tensor = self._render(trace, w_plus)
+        return picture
 
 
 class Shared(NamedTuple):
@@ -199,6 +220,19 @@ def best_precision(device: torch.device) -> tuple[str, str]:
     return "fp32", f"{this} has no tensor cores"
 
 
+def switched_on(name: str, usual: bool) -> bool:
+    """An environment variable that is "on" or "off". Raises DragError for anything else."""
+    wished = os.environ.get(name, "on" if usual else "off")
+    if wished not in ("on", "off"):
+        raise DragError(f"{name} must be on or off, not {wished!r}.")
+    return wished == "on"
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether torch's compiler is used: on a GPU, for who sets DRAGGAN_FAST_COMPILE=on. Not measured yet."""
+    return switched_on(COMPILE, usual=False) and device.type == "cuda"
+
+
 def refusal(precision: str, device: torch.device) -> str | None:
     """Why this precision is not served on the device, in a sentence; None if it is."""
     if precision == "fp16" and device.type == "cpu":
@@ -234,7 +268,8 @@ def make_engine(
     kept = _frozen.setdefault(generator, {})
     key = (block, resolved, noise, device)
     if key not in kept:
-        kept[key] = Shared(FrozenSynthesis(generator, block, DTYPES[resolved], noise), OrderedDict())
+        kind = CompiledSynthesis if compiles(device) else FrozenSynthesis
+        kept[key] = Shared(kind(generator, block, DTYPES[resolved], noise), OrderedDict())
     return FastEngine(kept[key].synthesis, resolved, image_size(generator), kept[key].captured)
 
 

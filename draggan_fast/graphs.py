@@ -13,7 +13,6 @@ enqueued; the tests use that. DRAGGAN_FAST_GRAPH=off makes sessions on a GPU ste
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .config import DragConfig
-from .engine import Engine, FastEngine
+from .engine import Engine, FastEngine, switched_on
 from .errors import DragError
 from .static_step import HEADER, StepBuffers, StepPlan, plan_for, static_step
 
@@ -339,7 +338,16 @@ def queue_for(engine: Engine) -> StepQueue | None:
 
 def captures(device: torch.device) -> bool:
     """Whether the fast engine's steps are captured on this device. Raises DragError for a wrong DRAGGAN_FAST_GRAPH."""
-    wished = os.environ.get(ENVIRONMENT, "on")
-    if wished not in ("on", "off"):
-        raise DragError(f"{ENVIRONMENT} must be on or off, not {wished!r}.")
-    return device.type == "cuda" and wished == "on"
+    return switched_on(ENVIRONMENT, usual=True) and device.type == "cuda"
+
+
+def about(device: torch.device) -> str:
+    """How the fast engine makes its steps on this device, and why, for ``draggan-fast doctor``."""
+    if device.type != "cuda":
+        return "one by one; CUDA graphs are for GPUs"
+    if not captures(device):
+        return f"one by one: {ENVIRONMENT}=off"
+    return (
+        f"captured in CUDA graphs, a run's results read one step late; {ENVIRONMENT}=off makes them one by one; by "
+        "reasoning, not measured on a GPU yet"
+    )

@@ -152,7 +152,7 @@ class DragSession:
 
     @property
     def precision(self) -> str:
-        """What the synthesis is computed in: fp32, bf16 or fp16. Latents, handles, losses and Adam are always float32."""
+        """What the synthesis is computed in: fp32, bf16, fp16. Latents, handles, losses and Adam are always float32."""
         return self._engine.precision
 
     @property

@@ -27,8 +27,8 @@ ALLOWED = {
     "cli_measure": set(),
     "command_common": {"loading", "media"},
     "commands": {
-        "checkpoint", "command_common", "drag_command", "engine", "loading", "media", "models", "ops", "session",
-        "session_file", "synthesis_ops",
+        "checkpoint", "command_common", "drag_command", "engine", "graphs", "loading", "media", "models", "ops",
+        "session", "session_file", "synthesis_ops",
     },
     "config": set(),
     "download": {"atomic"},
