@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import importlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from draggan_fast.bench.probe import resident_mb
 
 import draggan_fast as dg
-from draggan_fast import engine, graphs, ops
+from draggan_fast import engine, graphs, ops, regions
+from draggan_fast import static_step as static_step_module
 from draggan_fast.session_file import replay_session
 from draggan_fast.static_step import bucket_of, static_step
 from tests.graph_emulator import HostWaits, Watch, emulate
@@ -392,3 +394,23 @@ def test_two_thousand_steps_leak_nothing():
     assert now == tensors
     assert after - before < 4
     assert buffers.parameter.isfinite().all()
+
+
+def test_the_tool_that_times_steps_on_a_gpu(small, graphs_made, monkeypatch):
+    """Its rows, of a session that goes through the stand-in; on a GPU tools/gpu_run.sh runs it."""
+    gpu_step = importlib.import_module("tools.gpu_step")
+    monkeypatch.setattr(gpu_step, "REPEATS", 1)
+    monkeypatch.setattr(gpu_step, "REPLAYS", 1)
+    monkeypatch.setattr(gpu_step, "WARM_UP", 0)
+    cases = list(gpu_step.cases(CPU))
+    assert ("fp32", 16, "half", "whole") in cases
+    assert ("bf16", 1, "none", "crops") in cases
+    found = {}
+    for case in (("fp32", 1, "none", "crops"), ("fp32", 1, "none", "whole")):
+        found[case] = [one["name"] for one in gpu_step.measured(small, case)]
+    assert list(found.values()) == [
+        [f"{name}, crops" for name in ("replay", "run", "step", "eager")],
+        [f"{name}, whole" for name in ("replay", "run", "step")],
+    ]
+    assert len(graphs_made) == 2
+    assert static_step_module.first_block is regions.first_block  # put back
