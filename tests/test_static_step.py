@@ -7,13 +7,16 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from draggan_fast.bench.probe import resident_mb
 
 import draggan_fast as dg
 from draggan_fast import engine, graphs, ops, regions
 from draggan_fast import static_step as static_step_module
+from draggan_fast.frozen import FrozenSynthesis
 from draggan_fast.session_file import replay_session
-from draggan_fast.static_step import bucket_of, static_step
+from draggan_fast.static_step import StepBuffers, bucket_of, plan_for, static_step
+from tests.fake_cuda import Indexing
 from tests.graph_emulator import HostWaits, Watch, emulate
 from tests.test_golden_drags import CASES, golden_session
 
@@ -414,3 +417,23 @@ def test_the_tool_that_times_steps_on_a_gpu(small, graphs_made, monkeypatch):
     ]
     assert len(graphs_made) == 2
     assert static_step_module.first_block is regions.first_block  # put back
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("masked", [False, True], ids=["crops", "mask"])
+def test_a_step_stays_on_the_gpu(masked, precision):
+    """On tensors that only claim to be on one: nothing is made elsewhere, nothing asks for a value."""
+    cuda = torch.device("cuda")
+    with FakeTensorMode(), Indexing():
+        with cuda:
+            generator = dg.Generator(dg.GeneratorConfig(64, 8, 8, (4, 4, 4, 4, 4), (8,))).eval().freeze()
+        synthesis = FrozenSynthesis(generator, 4, engine.DTYPES[precision])
+        fast = engine.FastEngine(synthesis, precision, (64, 64))
+        config = dg.DragConfig(feature_block=4, layers=6, reg=0.1)
+        plan = plan_for(fast, 10, 8, config, 3, masked)
+        assert (plan.first_on_crops is None) == masked
+        buffers = StepBuffers.allocate(fast, plan)
+        static_step(fast, plan, buffers)
+        assert {t.device.type for t in vars(buffers).values() if t is not None} == {"cuda"}
+        with pytest.raises(DataDependentOutputException):
+            bool(buffers.done)
