@@ -58,7 +58,7 @@ class Options:
         wanted = self.precisions or ("fp32", best_precision(self.device)[0])
         for engine in self.engines:
             if engine != BASELINE:
-                pairs += [(engine, p) for p in ENGINES[engine].precisions if p in wanted]
+                pairs += [(engine, p) for p in ENGINES[engine].served(self.device) if p in wanted]
         return pairs
 
     def loaded_models(self) -> Iterator[Model]:
@@ -141,5 +141,5 @@ def check_fit(options: Options, model: str | None) -> None:
     wanted = set(options.suites) & ENGINE_SUITES
     if options.precisions is not None and wanted:
         for precision in options.precisions:
-            if not any(precision in ENGINES[name].precisions for name in options.engines):
-                raise DragError(f"None of the engines {', '.join(options.engines)} computes in {precision}.")
+            if not any(precision in ENGINES[name].served(options.device) for name in options.engines):
+                raise DragError(f"None of the engines {', '.join(options.engines)} computes in {precision} here.")

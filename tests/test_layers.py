@@ -27,16 +27,17 @@ ALLOWED = {
     "cli_measure": set(),
     "command_common": {"loading", "media"},
     "commands": {
-        "checkpoint", "command_common", "drag_command", "engine", "loading", "media", "models", "ops", "session",
-        "session_file", "synthesis_ops",
+        "checkpoint", "command_common", "drag_command", "engine", "graphs", "loading", "media", "models", "ops",
+        "session", "session_file", "synthesis_ops",
     },
     "config": set(),
     "download": {"atomic"},
     "drag_command": {"atomic", "command_common", "config", "latent_file", "loading", "media", "session"},
-    "engine": {"frozen", "generator", "ops", "packed_conv", "regions", "views"},
+    "engine": {"frozen", "generator", "packed_conv", "regions", "views"},
     "errors": set(),
     "frozen": {"generator", "packed_conv", "synthesis_ops"},
     "generator": {"checkpoint"},  # for type checkers only
+    "graphs": {"config", "engine", "static_step"},
     "inputs": set(),
     "latent_file": set(),
     "loading": {"checkpoint", "config", "engine", "generator", "models"},
@@ -46,8 +47,11 @@ ALLOWED = {
     "overlay": set(),
     "packed_conv": set(),
     "regions": {"frozen"},
-    "session": {"config", "engine", "inputs", "loading", "ops", "session_file", "views"},  # session_file late
-    "session_file": {"atomic", "config", "inputs", "loading", "session"},
+    "session": {
+        "config", "engine", "graphs", "inputs", "loading", "ops", "session_file", "static_step", "views",
+    },  # session_file late
+    "session_file": {"atomic", "config", "engine", "inputs", "loading", "session"},
+    "static_step": {"config", "engine", "ops", "regions"},
     "synthesis_ops": {"kernels", "ops"},
     "version": set(),
     "views": {"ops"},
