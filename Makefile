@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 OUT    ?= out/demo
 
-.PHONY: setup demo test check bench bench-ops figures cuda-resources cuda-build clean
+.PHONY: setup demo serve test check bench bench-ops figures cuda-resources cuda-build clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -20,6 +20,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 demo: setup
 	$(BIN)/draggan-fast drag --seed 29 --handle 67,78 --target 52,74 --out $(OUT)
 	@echo "Open $(OUT)/drag.webp (or before.png and after.png)."
+
+# The page on which pictures are dragged: http://127.0.0.1:8765 (SERVE="--port 9000 --model FILE").
+serve: setup
+	$(BIN)/draggan-fast serve $(SERVE)
 
 test: setup check
 	$(BIN)/python -m pytest -q

@@ -330,6 +330,19 @@ class DragSession:
             ws = self._w_plus(self._state.parameter)
             return as_picture(self._engine.preview(self._whole_features(), ws))
 
+    def picture_of(self, state: SessionState, preview: bool = False) -> np.ndarray:
+        """The picture (or preview) of one of this session's states, without going there."""
+        if not isinstance(state, SessionState) or state.owner is not self._owner:
+            raise DragError("picture_of takes what this session's own state was; this is not one.")
+        with reproducible(self.model.device), torch.no_grad():
+            ws = self._w_plus(state.parameter)
+            whole = self._engine.whole(ws)
+            return as_picture((self._engine.preview if preview else self._engine.picture)(whole, ws))
+
+    def release(self) -> None:
+        """Frees what was computed of the present picture; whoever asks for it next computes it again."""
+        self._whole = self._near = self._feature0 = None
+
     def reset(self) -> None:
         """Back to the start latent, without points (they belonged to the edited picture); mask and settings stay.
 
@@ -352,6 +365,26 @@ class DragSession:
     def redo(self) -> bool:
         """Does the last undone drag again; False if there is none, or points, mask or settings were set since."""
         return self._swap(self._redo, self._undo)
+
+    @property
+    def can_undo(self) -> bool:
+        return bool(self._undo)
+
+    @property
+    def can_redo(self) -> bool:
+        return bool(self._redo)
+
+    @property
+    def history(self) -> tuple[SessionState, ...]:
+        """The states that ``undo`` and ``redo`` go to: what they hold costs memory."""
+        return (*self._undo, *self._redo)
+
+    def forget_oldest(self) -> bool:
+        """``undo`` no longer reaches as far; False if there is nothing to forget."""
+        if not self._undo:
+            return False
+        del self._undo[0]
+        return True
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the session (.safetensors: tensors, and JSON in the metadata), atomically."""

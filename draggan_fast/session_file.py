@@ -175,6 +175,16 @@ def recorded_source(path: str | os.PathLike[str]) -> str:
         raise damaged(file, error) from None
 
 
+def recorded_start(data: bytes) -> tuple[str, DragConfig, str]:
+    """(content hash of the model, settings, noise) of a session file's content; raises DragError if it is none."""
+    document, _ = read_document(data, "the upload")
+    try:
+        config = DragConfig.from_json(document["config"])
+        return str(document["model"]["content_hash"]), config, str(document["start"]["noise"])
+    except DAMAGE as error:
+        raise damaged("the upload", error) from None
+
+
 def find_model(file: str, named: dict[str, Any]) -> Model:
     """The model a session file names: by what it was loaded from, as far as that is here."""
     source, name, wanted = str(named["source"]), str(named["name"]), str(named["content_hash"])
