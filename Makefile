@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 OUT    ?= out/demo
+# Tests run side by side, each process on one thread: JOBS=0 for one after the other.
+JOBS   ?= auto --maxprocesses 4
 
 .PHONY: setup demo serve test check bench bench-ops figures cuda-resources cuda-build clean
 .DELETE_ON_ERROR:
@@ -26,7 +28,7 @@ serve: setup
 	$(BIN)/draggan-fast serve $(SERVE)
 
 test: setup check
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
 
 check: setup
 	$(BIN)/python tools/check.py
