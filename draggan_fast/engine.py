@@ -61,6 +61,11 @@ class Engine(Protocol):
         """[1, image_channels, H, W], about −1…1; the same w_plus as for ``whole``."""
         ...
 
+    def preview(self, whole: Any, w_plus: Tensor) -> Tensor:
+        """[1, image_channels, h, w]: what the ToRGB layers up to the feature block make, in its resolution; the picture
+        itself where there are none."""
+        ...
+
 
 @dataclass(frozen=True)
 class GraphFeatures:
@@ -94,6 +99,10 @@ class ReferenceEngine:
     @torch.no_grad()
     def picture(self, whole: GraphFeatures, w_plus: Tensor) -> Tensor:
         return self.generator.render(whole.activations, w_plus)
+
+    @torch.no_grad()
+    def preview(self, whole: GraphFeatures, w_plus: Tensor) -> Tensor:
+        return self.generator.preview(whole.activations, w_plus)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,10 @@ class FastEngine:
     def picture(self, whole: FrozenFeatures, w_plus: Tensor) -> Tensor:
         assert isinstance(whole.trace, Trace)
         return self.synthesis.render(whole.trace, w_plus)
+
+    def preview(self, whole: FrozenFeatures, w_plus: Tensor) -> Tensor:
+        assert isinstance(whole.trace, Trace)
+        return self.synthesis.preview(whole.trace, w_plus)
 
 
 def image_size(generator: Generator) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import math
 import subprocess
 import sys
@@ -330,6 +331,7 @@ def test_pytest_benchmark_writes_its_record(tmp_path):
         [sys.executable, "-m", "pytest", "-q", "bench/benchmark_ops.py", "-k", "sample_feature and reference",
          "-p", "no:cacheprovider", "--benchmark-json", str(out)],
         cwd=root, capture_output=True, text=True, check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     found = json.loads(out.read_text())["benchmarks"]

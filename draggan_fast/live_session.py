@@ -1,0 +1,497 @@
+"""A picture that is being edited in the server: messages applied, steps made, frames shown. Only the worker's thread
+calls what is here, but for ``post`` and ``commands``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import live_pictures, protocol
+from .errors import DragError
+from .live_models import ServedModels
+from .live_stats import Stats
+from .live_timeline import Timeline, held_bytes
+from .live_viewer import Viewer
+from .metrics import Metrics
+from .protocol import Frame, ProtocolError
+from .session import DragSession
+from .session_state import SessionState, changed_settings
+
+logger = logging.getLogger("draggan_fast.live")
+STATUS_SECONDS = 1.0  # between two of the messages that come while running
+MAX_RECORD_BYTES = 24 << 20  # of the steps made, which are all kept: some 50,000 of one point
+MAX_HELD_BYTES = 24 << 20  # of latents and masks in the timeline and the undo history
+MAX_COMMANDS = 500  # of one session that wait for its turn
+MAX_FEATURE_BYTES = 12 << 20  # of a picture's features while others have their turns
+SHARP_AFTER = 0.2  # seconds of rest, in live mode, before a full picture follows the previews
+NO_PICTURE = "There is no picture yet: send create, or upload a session."
+
+
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+@dataclass
+class Shared:
+    """What all sessions of a server have in common.
+
+    idle_seconds: how long a session is kept without a viewer. ended: told of a session that has ended; it may refuse
+    (False) because somebody has just come back to it. running: how many sessions are.
+    """
+
+    models: ServedModels
+    metrics: Metrics
+    idle_seconds: float
+    ended: Callable[[LiveSession], bool]
+    running: int = 0
+
+
+class LiveSession:
+    """State machine: idle → running ⇄ waiting → paused, done, limit or failed (docs/protocol.md, ``status``)."""
+
+    def __init__(self, session_id: str, shared: Shared) -> None:
+        self.id, self.shared, self.metrics = session_id, shared, shared.metrics
+        self.commands: deque[Callable[[], None]] = deque()
+        self.drag: DragSession | None = None
+        self.viewer: Viewer | None = None
+        self.stats = Stats()
+        self._gone_since = time.monotonic()
+        self._timeline: Timeline | None = None
+        self._ready_since: float | None = None  # it has been wanting a turn since then
+        self._next_frame = self._next_status = 0.0
+        self._frame_owed = self._scrubbed = self._session_due = self._previews = False
+        self._last_status: dict[str, Any] = {}
+        self._feature_bytes = 0
+        self._sharp_at = 0.0
+        self.state = "idle"
+        self._budget = self._steps_left = 0
+        self._stamp: tuple[int, float | None] = (0, None)  # of the targets that the next step goes towards
+        self._shown_stamp: tuple[int, float | None] = (0, None)
+        self._loss: float | None = None
+        self._clear_run()
+
+    # --- the worker's view ------------------------------------------------------------------------------------------
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Lets the worker call it in this session's next turn; from any thread."""
+        self.commands.append(command)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self.commands) or self.state == "running"
+
+    def wakes_at(self) -> float | None:
+        if self._busy:
+            return 0.0
+        if self.viewer is None:
+            return self._gone_since + self.shared.idle_seconds
+        return self._next_frame if self._frame_owed and self.viewer.wants_frame() else None
+
+    def turn(self, until: float) -> None:
+        now = time.monotonic()
+        if self._ready_since is not None:
+            self.stats.waited((now - self._ready_since) * 1e3)
+            self._ready_since = None
+        if not self.commands and self.viewer is None and now >= self._gone_since + self.shared.idle_seconds:
+            self.shared.ended(self)
+            return
+        shown = max(now, self._next_frame)  # when the next frame is due
+        while True:
+            while self.commands:
+                self.commands.popleft()()
+                if time.monotonic() >= until:
+                    break
+            if self.state == "running":
+                self._step()
+            # subtle: a step that would end later than it should begins only if most of it still fits
+            later = time.monotonic() + self.stats.step_seconds / 2
+            if later > until or (self.state == "running" and later > shown) or not self._busy:
+                break
+        self._tell_status()
+        self._show()
+        if self.state == "running":
+            self._ready_since = time.monotonic()
+            if self.drag is not None and self.shared.running > 1 and self._feature_bytes > MAX_FEATURE_BYTES:
+                self.drag.release()  # dearer steps, but not as many copies of them as there are sessions
+
+    # --- viewers ----------------------------------------------------------------------------------------------------
+
+    def attach(self, viewer: Viewer) -> None:
+        """This viewer sees the picture from now on; a former one is sent away."""
+        if self.viewer is not None and self.viewer is not viewer:
+            self.viewer.close(protocol.CLOSE_REPLACED, "Another viewer has taken this picture over.")
+        self.viewer = viewer
+        self._last_status = {}
+        if self.drag is not None:
+            self._session_due = self._frame_owed = True
+            self._next_frame = 0.0
+
+    def detach(self, viewer: Viewer) -> None:
+        """The viewer has gone away: the picture pauses, and is kept for a while."""
+        if self.viewer is not viewer:
+            return
+        self.viewer, self._gone_since = None, time.monotonic()
+        if self.drag is None:
+            self.shared.ended(self)
+            return
+        self._pause()
+        self.drag.release()
+
+    def handle(self, viewer: Viewer, message: protocol.Message, arrived: float) -> None:
+        """Applies one message and answers it; a message that is refused changes nothing. arrived: perf_counter."""
+        if viewer is not self.viewer:
+            return
+        try:
+            self._apply(message, arrived)
+        except ProtocolError as error:
+            answer = protocol.error(error.code, error.message, message.id)
+        except DragError as error:
+            answer = protocol.error("value", str(error), message.id)
+        except Exception as error:
+            answer = {**self._failure(error), **({} if message.id is None else {"id": message.id})}
+        else:
+            if message.id is not None:
+                viewer.tell(protocol.ok(message.id))
+            self._tell_session()
+            self._tell_status()
+            return
+        self.metrics.error(answer["code"])
+        viewer.tell(answer)
+
+    def _failure(self, error: Exception) -> dict[str, Any]:
+        """What a client is told of an exception that is not its fault; the session lives on."""
+        if out_of_memory(error):
+            if self.drag is not None:
+                self.drag.release()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return protocol.error("memory", "The device is out of memory; close other pictures, or try again.")
+        logger.error("session failed", exc_info=error)
+        return protocol.error("internal", f"Something went wrong in the server ({type(error).__name__}).")
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _apply(self, message: protocol.Message, arrived: float) -> None:
+        match message:
+            case protocol.Create():
+                self._open(self.shared.models.create(message))
+            case protocol.Upload(kind=protocol.UPLOAD_SESSION):
+                self._open(self.shared.models.open(message.data))
+            case protocol.View():
+                self._look(message)
+            case protocol.Close():
+                self._pause()
+                self.shared.ended(self)
+            case _:
+                if self.drag is None:
+                    raise ProtocolError("order", NO_PICTURE)
+                self._edit(message, arrived)
+        if not isinstance(message, protocol.Scrub):
+            self._scrubbing = False
+
+    def _edit(self, message: protocol.Message, arrived: float) -> None:
+        """What needs a picture."""
+        drag, timeline = self._required
+        match message:
+            case protocol.SetPoints():
+                if message.handles:
+                    drag.set_points(message.handles, message.targets)
+                else:
+                    drag.remove_points()
+                self._stop("paused" if message.handles else "idle")
+                timeline.amend(drag.state)
+            case protocol.MoveTargets():
+                drag.move_targets(message.targets)
+                timeline.amend(drag.state)
+                self._stamp = (message.stamp, arrived)
+                self._steps_left = self._budget
+                if self.state == "waiting" or (self.state == "limit" and self._live):
+                    self._enter("running")
+                elif self.state == "done":
+                    self._enter("paused")
+            case protocol.Start():
+                self._start(message.steps or drag.config.max_steps, message.live)
+            case protocol.Step():
+                self._start(message.count, live=False, ending="paused")
+            case protocol.Pause():
+                self._pause()
+            case protocol.Undo() | protocol.Redo():
+                before = drag.state
+                if not (drag.undo() if isinstance(message, protocol.Undo) else drag.redo()):
+                    raise ProtocolError("order", f"There is nothing to {message.type}.")
+                timeline.find(drag.state)
+                self._moved(before)
+            case protocol.Reset():
+                before = drag.state
+                drag.reset()
+                timeline.find(drag.state)
+                self._moved(before)
+            case protocol.Scrub():
+                if message.index >= len(timeline):
+                    raise ProtocolError("value", f"The timeline has {len(timeline)} states; index is {message.index}.")
+                before = drag.state
+                drag.restore(timeline.states[message.index], undoable=not self._scrubbing)
+                self._scrubbing = True
+                timeline.go(message.index)
+                self._moved(before)
+                self._scrubbed = True
+            case protocol.Mask():
+                drag.set_mask(live_pictures.stroke_mask(message, drag.movable_mask, drag.image_size))
+                self._masked()
+            case protocol.Upload():
+                drag.set_mask(live_pictures.png_mask(message.data, drag.image_size))
+                self._masked()
+                self._session_due = True
+            case protocol.Settings():
+                drag.configure(**message.changes)
+                timeline.amend(drag.state)
+            case _:
+                raise ProtocolError("order", f"{message.type} has no meaning here.")
+
+    @property
+    def _required(self) -> tuple[DragSession, Timeline]:
+        assert self.drag is not None
+        assert self._timeline is not None
+        return self.drag, self._timeline
+
+    def _open(self, drag: DragSession) -> None:
+        """Another picture in place of the present one."""
+        drag.preview()  # fails here or not at all
+        self.drag, self._timeline = drag, Timeline(drag.state)
+        network, block = drag.model.config, drag.config.feature_block
+        self._feature_bytes = sum(8 * network.channels[b] * (4 << b) ** 2 for b in range(block + 1))
+        self.stats = Stats()
+        self._stop("idle")
+        self._clear_run()
+        self._session_due = self._frame_owed = True
+        self._next_frame = 0.0
+        self._scrubbed = False
+
+    def _clear_run(self) -> None:
+        self._message, self._live, self._ending = "", False, "limit"
+        self._budget = self._steps_left = 0
+        self._stamp = self._shown_stamp = (0, None)
+        self._loss = None
+        self._scrubbing = False
+
+    def _masked(self) -> None:
+        drag, timeline = self._required
+        timeline.amend(drag.state)
+        if self.state in ("done", "waiting"):  # what is held is another thing now: the drag may go on
+            self._stop("paused")
+        while len(timeline) > 1 and held_bytes([*timeline.states, *drag.history]) > MAX_HELD_BYTES:
+            if not drag.forget_oldest():  # first what undo would go back to, then the beginning of the timeline
+                del timeline.states[0]
+                timeline.position = max(0, timeline.position - 1)
+
+    def _moved(self, before: SessionState) -> None:
+        """The picture is another of its own states now."""
+        drag, _ = self._required
+        points = drag.state.handle_points is not None
+        self._stop("done" if drag.done else "paused" if points else "idle")
+        self._loss = None
+        self._scrubbed = False
+        self._frame_owed = True
+        same_mask = before.movable_mask is drag.state.movable_mask
+        self._session_due |= not same_mask or bool(changed_settings(before.config, drag.config))
+
+    def _look(self, message: protocol.View) -> None:
+        assert self.viewer is not None
+        self.viewer.look(message)
+        self._previews = self._wants_previews()
+        self._frame_owed = self.drag is not None
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def _start(self, steps: int, live: bool, ending: str = "limit") -> None:
+        drag, _ = self._required
+        if drag.state.handle_points is None:
+            raise ProtocolError("value", "No points are set: send points first.")
+        self._budget = self._steps_left = steps
+        self._live, self._ending = live, ending
+        if drag.done:
+            self._enter("waiting" if live else "done")
+        else:
+            self._enter("running")
+
+    def _enter(self, state: str, message: str = "") -> None:
+        now = time.monotonic()
+        if state == "running" and self.state != "running":
+            self.shared.running += 1
+            self._previews = self._wants_previews()
+            self.stats.begin()
+            self._next_status = now + STATUS_SECONDS
+        elif state != "running" and self.state == "running":
+            self.shared.running -= 1
+            self._frame_owed = True
+            self._sharp_at = now + SHARP_AFTER if state == "waiting" else 0.0
+            self._ready_since = None
+        self.state, self._message = state, message
+
+    def _stop(self, state: str) -> None:
+        self._live = False
+        self._enter(state)
+
+    def _pause(self) -> None:
+        self._stop("paused" if self.state in ("running", "waiting") else self.state)
+
+    def _step(self) -> None:
+        drag, timeline = self._required
+        record = drag.steps * (300 + 12 * len(drag.state.handle_points[0]))  # type: ignore[index]
+        if record > MAX_RECORD_BYTES:
+            self._live = False
+            self._enter(
+                "limit", f"This picture has had {drag.steps} steps, as many as are kept; save it or begin anew."
+            )
+            return
+        if not self._steps_left:
+            self._enter(self._ending)
+            return
+        start = time.perf_counter()
+        try:
+            result = drag.step()
+        except Exception as error:
+            known = isinstance(error, DragError)
+            told = protocol.error("value", str(error)) if known else self._failure(error)
+            self._live = False
+            self._enter("failed", told["message"])
+            self.metrics.error(told["code"])
+            if self.viewer is not None:
+                self.viewer.tell(told)
+            return
+        self._steps_left -= 1
+        self._loss = result.loss
+        self._shown_stamp, self._scrubbed = self._stamp, False
+        timeline.add(drag.state)
+        seconds = time.perf_counter() - start
+        self.stats.stepped(seconds * 1e3)
+        self.metrics.stage("step", seconds)
+        if result.done:
+            self._enter("waiting" if self._live else "done")
+        elif not self._steps_left:
+            self._enter(self._ending)
+
+    # --- what is shown ----------------------------------------------------------------------------------------------
+
+    def _wants_previews(self) -> bool:
+        """Whether frames are previews while running; decided when a run begins, so that they do not alternate."""
+        if self.viewer is None:
+            return False
+        view = self.viewer.view
+        too_slow = self.stats.step_seconds + self.stats.full_seconds > view.period
+        return view.preview == "always" or (view.preview == "auto" and too_slow)
+
+    def _show(self) -> None:
+        """A frame, if one is due and the viewer can take it."""
+        viewer, drag, now = self.viewer, self.drag, time.monotonic()
+        running = self.state == "running"
+        if viewer is None or drag is None or not (running or self._frame_owed):
+            return
+        if now + self.stats.step_seconds / 2 < self._next_frame:
+            return
+        if not viewer.wants_frame():
+            if running:
+                self.stats.dropped += 1
+                self._next_frame = now + viewer.view.period
+            return
+        resting = running is False and now >= self._sharp_at
+        preview = self._previews and (not resting or viewer.view.preview == "always")
+        try:
+            frame = self._frame(drag, viewer, preview)
+        except Exception as error:
+            told = self._failure(error)
+            self._live = False
+            self._enter("failed", told["message"])
+            self._frame_owed = False
+            viewer.tell(told)
+            self._tell_status()
+            return
+        viewer.offer(frame)
+        self._frame_owed = not running and not resting and frame.flags & protocol.FLAG_PREVIEW > 0
+        # A steady rhythm, without making up for what was missed.
+        self._next_frame = max(self._next_frame + viewer.view.period, now + viewer.view.period / 2)
+        if self._frame_owed:
+            self._next_frame = max(self._next_frame, self._sharp_at)
+        elif not running:
+            drag.release()
+
+    def _frame(self, drag: DragSession, viewer: Viewer, preview: bool) -> Frame:
+        start = time.perf_counter()
+        picture = drag.preview() if preview else drag.render()
+        rendered = time.perf_counter()
+        data = live_pictures.encode(picture, viewer.view.format, viewer.view.quality)
+        encoded = time.perf_counter()
+        handles, targets = drag.handle_points, drag.target_points
+        distances = ((handles - targets) ** 2).sum(axis=1) ** 0.5
+        flags = (
+            protocol.FLAG_PREVIEW * (picture.shape[0] < drag.image_size[0])
+            + protocol.FLAG_DONE * drag.done
+            + protocol.FLAG_RUNNING * (self.state == "running")
+            + protocol.FLAG_TIMELINE * self._scrubbed
+        )
+        times = self.stats.shown((rendered - start) * 1e3, (encoded - rendered) * 1e3, full=not preview)
+        self.metrics.stage("render", rendered - start)
+        self.metrics.stage("encode", encoded - rendered)
+        stamp, arrived = self._shown_stamp
+        return Frame(
+            viewer.view.format,
+            flags,
+            drag.steps,
+            stamp,
+            (picture.shape[1], picture.shape[0]),
+            *times,
+            self._loss,
+            tuple((float(x), float(y), float(d)) for (x, y), d in zip(handles, distances)),
+            data,
+            arrived if stamp else None,
+        )
+
+    def _tell_session(self) -> None:
+        if self.viewer is not None and self.drag is not None and self._session_due:
+            self._session_due = False
+            self.viewer.tell(live_pictures.session_message(self.id, self.drag))
+
+    def _tell_status(self) -> None:
+        """The status, if it has changed; while running, once a second, with the statistics."""
+        viewer, drag, now = self.viewer, self.drag, time.monotonic()
+        if viewer is None or drag is None:
+            return
+        self._tell_session()
+        running = self.state == "running"
+        if running and self._last_status.get("state") == "running" and now < self._next_status:
+            return
+        status = self.status()
+        if status != self._last_status:
+            self._last_status = status
+            viewer.tell(status)
+        if running and now >= self._next_status:
+            self._next_status = now + STATUS_SECONDS
+            viewer.tell(self.stats.message(viewer, self.metrics))
+
+    def status(self) -> dict[str, Any]:
+        drag, timeline = self._required
+        status: dict[str, Any] = {
+            "type": "status",
+            "state": self.state,
+            "step": drag.steps,
+            "timeline": len(timeline),
+            "position": timeline.position,
+            "undo": drag.can_undo,
+            "redo": drag.can_redo,
+            "handles": drag.handle_points.tolist(),
+            "targets": drag.target_points.tolist(),
+        }
+        if self._message:
+            status["message"] = self._message
+        return status
+
+    @property
+    def kept(self) -> list[SessionState]:
+        """The states of the timeline."""
+        return [] if self._timeline is None else list(self._timeline.states)
