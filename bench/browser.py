@@ -158,10 +158,15 @@ class LivePage:
         """Waits for one of these states of the drag (docs/protocol.md, ``status``)."""
         return str(self.until(f"{list(states)!r}.includes(element.status?.state) && element.status.state", seconds))
 
+    def until_rest(self, seconds: float = 20.0) -> None:
+        """Waits until the drag has ended and its last picture is shown."""
+        self.until_state("done", "limit", "paused", "failed", seconds=seconds)
+        self.until("!element.frame.running && element.frame.step === element.status.step", seconds)
+
     def at(self, point: Point) -> Point:
         """Where on the page this point of the picture is, in CSS pixels."""
         box = "element.getBoundingClientRect()"
-        screen = f"element.viewport.toScreen([{point[0]!r}, {point[1]!r}])"
+        screen = f"element.viewport.toScreen({[float(v) for v in point]})"
         left, top, x, y = self.element(f"[{box}.left, {box}.top, ...{screen}]")
         return left + x, top + y
 

@@ -44,6 +44,7 @@ export class DragCanvas extends HTMLElement {
   /** The server's last messages. @type {any} */ welcome = null;
   /** @type {any} */ session = null;
   /** @type {any} */ status = null;
+  /** What was painted last. @type {import("./frame.js").Frame | null} */ frame = null;
   /** @type {Connection | null} */ connection = null;
 
   /** @type {Driver | null} */ #driver = null;
@@ -319,13 +320,13 @@ export class DragCanvas extends HTMLElement {
   #statusChanged(message) {
     const before = this.status?.state;
     this.status = message;
-    const free = this.#driver?.settled && !this.#gestures.pressing && !this.points.pending;
-    if (free) {
+    if (message.state !== "running") this.latency.settle();
+    // While it runs the handles come with the frames, and the targets are what was last asked for here.
+    if (!this.running && this.#driver?.settled && !this.#gestures.pressing) {
+      this.#driver.live = false;
       this.points.set(message.handles, message.targets);
       this.#redraw();
     }
-    if (message.state !== "running") this.latency.settle();
-    if (!this.running && this.#driver) this.#driver.live = false;
     if (message.message) this.announce(message.message);
     this.#tell("status", message);
     if (message.state === "done" && before !== "done") {
@@ -343,6 +344,7 @@ export class DragCanvas extends HTMLElement {
     if (!held) this.#driver?.track(frame.handles, this.viewport.picture.height);
     this.#drawOverlay();
     const latency = this.latency.drawn(frame, performance.now());
+    this.frame = frame;
     this.#tell("frame", { ...frame, latency });
   }
 

@@ -12,6 +12,7 @@ export class Driver {
   #lastSent = 0;
   #scheduled = 0;
   #settingPoints = 0;
+  #unanswered = 0;
 
   /**
    * @param {import("./connection.js").Connection} connection
@@ -31,31 +32,28 @@ export class Driver {
     this.live = false;
     this.#settingPoints += 1;
     const { handles, targets } = this.points;
-    return this.connection
-      .request("points", { handles: handles.map(rounded), targets: targets.map(rounded) })
-      .catch((error) => this.#refused(error))
-      .finally(() => {
-        this.#settingPoints -= 1;
-      });
+    return this.#ask("points", { handles: handles.map(rounded), targets: targets.map(rounded) }).finally(() => {
+      this.#settingPoints -= 1;
+    });
   }
 
   /** Runs and, after arrival, waits for the targets to move on. */
   follow() {
     if (this.live) return;
     this.live = true;
-    this.connection.request("start", { live: true }).catch((error) => this.#refused(error));
+    void this.#ask("start", { live: true });
   }
 
   /** Runs until every handle has arrived. */
   settle() {
     this.#flush();
     this.live = false;
-    return this.connection.request("start").catch((error) => this.#refused(error));
+    return this.#ask("start");
   }
 
   pause() {
     this.live = false;
-    return this.connection.request("pause").catch((error) => this.#refused(error));
+    return this.#ask("pause");
   }
 
   /** The targets have moved. @param {number} at  performance.now() of the pointer's move */
@@ -78,9 +76,9 @@ export class Driver {
     if (near) points.handles = handles;
   }
 
-  /** Whether the server's word on the points is newer than ours. */
+  /** Whether the server has answered everything: its word on the points is then as new as ours. */
   get settled() {
-    return this.#settingPoints === 0 && this.#scheduled === 0;
+    return this.#unanswered === 0 && this.#scheduled === 0;
   }
 
   /** The connection is gone, and with it whatever was on its way. */
@@ -105,10 +103,19 @@ export class Driver {
     this.connection.send("targets", { targets: this.points.targets.map(rounded), stamp: this.#stamp });
   }
 
-  /** @param {Error} error */
-  #refused(error) {
-    this.live = false;
-    this.failed(error);
+  /** @param {string} type @param {object} [fields] @returns {Promise<boolean>} whether the server did it */
+  async #ask(type, fields) {
+    this.#unanswered += 1;
+    try {
+      await this.connection.request(type, fields);
+      return true;
+    } catch (error) {
+      this.live = false;
+      this.failed(/** @type {Error} */ (error));
+      return false;
+    } finally {
+      this.#unanswered -= 1;
+    }
   }
 }
 

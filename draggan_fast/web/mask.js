@@ -139,6 +139,9 @@ export class Mask {
     context.moveTo(at(from[0]), at(from[1]));
     context.lineTo(at(to[0]), at(to[1]));
     context.stroke();
+    context.beginPath(); // a line to where it began draws nothing
+    context.arc(at(to[0]), at(to[1]), stroke.radius * this.#factor, 0, 2 * Math.PI);
+    context.fill();
     context.globalCompositeOperation = "source-over";
   }
 }

@@ -2,7 +2,7 @@
 
 import { byId, make } from "./dom.js";
 
-const GONE_AFTER = 4; // failed attempts in a row
+const GONE_AFTER = 3; // failed attempts in a row
 const TOAST_MS = 6000;
 
 export class Notices {
@@ -96,7 +96,7 @@ export class Notices {
         },
       },
       make("h2", {}, "This server asks for a token"),
-      make("p", {}, "It was printed when the server started."),
+      make("p", {}, "It is what draggan-fast serve was given as --token."),
       make("div", { class: "row" }, input, make("button", { class: "plain strong" }, "Open")),
     );
     this.#show("unauthorised", form);
