@@ -3,8 +3,8 @@
     python -m draggan_fast.bench.live_page --json bench/results/2026-11-25_live_page_cpu.json
 
 A server of its own, a browser of its own; real pointer moves at 60 a second, in circles around where the pointer was
-pressed. The page itself takes the times: ``performance.now()`` in the handler of each move, and in the animation frame in
-which the first frame with the move's stamp or a later one was drawn. What the screen takes after that is not in it.
+pressed. The page itself takes the times: ``performance.now()`` in the handler of each move, and in the animation frame
+in which the first frame with the move's stamp or a later one was drawn. What the screen takes after that is not in it.
 """
 
 from __future__ import annotations

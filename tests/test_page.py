@@ -510,24 +510,24 @@ def test_latency_is_counted_from_the_move_to_the_first_frame_that_shows_it(live)
     result = live.page.evaluate(
         """() => import(new URL('static/latency.js', document.baseURI)).then(({ Latency }) => {
             const latency = new Latency();
-            const frame = (stamp, received) => ({ stamp, received, times: { sinceStamp: 3 } });
+            const frame = (stamp, received, step) => ({ stamp, received, step, times: { sinceStamp: 3 } });
             latency.moved(1, 100); latency.sent(1, 101);
             latency.moved(2, 110); latency.moved(2, 114); latency.sent(2, 115);
             latency.moved(3, 130); latency.sent(3, 130);
-            const first = latency.drawn(frame(0, 118), 120);
-            const second = latency.drawn(frame(2, 145), 150);
-            const again = latency.drawn(frame(2, 155), 160);
+            const first = latency.drawn(frame(0, 118, 1), 120);
+            const second = latency.drawn(frame(2, 145, 4), 150);
+            const again = latency.drawn(frame(2, 155, 6), 160);
             latency.settle();
-            const late = latency.drawn(frame(3, 165), 170);
+            const late = latency.drawn(frame(3, 165, 10), 170);
             return { first, second, again, late, network: latency.network.values,
-                p50: latency.pointerToPaint.percentile(0.5), fps: latency.framesPerSecond(1140) };
+                p50: latency.pointerToPaint.percentile(0.5), rates: latency.rates(1140) };
         })"""
     )
     assert result["first"] == result["again"] == result["late"] == []
     assert result["second"] == [50, 40, 36]
     assert result["p50"] == 40
     assert result["network"] == [27]
-    assert result["fps"] == 3
+    assert result["rates"] == {"frames": 3, "steps": 6}
 
 
 def test_screen_and_picture_agree_at_any_zoom(live):

@@ -12,7 +12,8 @@ canvas { position: absolute; left: 0; top: 0; pointer-events: none; }
 .picture { transform-origin: 0 0; opacity: 0; transition: opacity 0.2s; border-radius: inherit; }
 .picture.shown { opacity: 1; }
 .over { width: 100%; height: 100%; }
-.veil { transition: opacity 0.25s; opacity: 0.55; }
+canvas[hidden] { display: none; }
+.veil { transition: opacity 0.25s; opacity: 0.4; }
 .veil.clear { opacity: 1; }
 .focus { position: absolute; inset: 0; border-radius: inherit; pointer-events: none; }
 .stage:focus-visible ~ .focus { box-shadow: inset 0 0 0 3px #2563eb, inset 0 0 0 5px #fff; }

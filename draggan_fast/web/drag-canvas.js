@@ -17,6 +17,7 @@ import { Painter } from "./painter.js";
 import { Points } from "./points.js";
 import { Viewport } from "./viewport.js";
 
+const SMALL = 256; // pixels: up to here frames are sent in better quality, since they are enlarged
 const COPY_AFTER_MS = 1500; // of rest
 const RUNNING = new Set(["running", "waiting"]);
 const FILES = /** @type {const} */ ({
@@ -285,7 +286,6 @@ export class DragCanvas extends HTMLElement {
   async #welcomed(message) {
     this.welcome = message;
     this.#tell("welcome", message);
-    this.connection?.send("view", this.view);
     if (message.resumed) return;
     const copy = this.#copy;
     if (copy && (await this.open(copy))) {
@@ -306,6 +306,7 @@ export class DragCanvas extends HTMLElement {
     const { width, height } = message;
     this.viewport.setPicture(width, height);
     this.#painter.setSize(width, height);
+    this.connection?.send("view", { quality: Math.max(width, height) <= SMALL ? 95 : 90, ...this.view });
     this.mask.setSize(width, height);
     this.points.set(message.handles, message.targets);
     this.points.pending = null;
@@ -475,7 +476,8 @@ export class DragCanvas extends HTMLElement {
   }
 
   #drawVeil() {
-    drawVeil(this.#veil, this.mask, this.viewport);
+    this.#view.veil.hidden = !this.mask.present; // a layer less to compose in every frame
+    if (this.mask.present) drawVeil(this.#veil, this.mask, this.viewport);
   }
 
   #redraw() {

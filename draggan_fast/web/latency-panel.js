@@ -75,27 +75,23 @@ export class LatencyPanel {
 
   #show() {
     this.#timer = 0;
-    const { latency, running, connection } = this.canvas;
+    const { latency, connection } = this.canvas;
     const stats = this.#stats;
-    const felt = { p50: latency.pointerToPaint.percentile(0.5), p95: latency.pointerToPaint.percentile(0.95) };
-    const own = (/** @type {"network" | "paint"} */ name) => ({
-      p50: latency[name].percentile(0.5),
-      p95: latency[name].percentile(0.95),
-    });
-    const stages = { ...stats?.stages, network: own("network"), paint: own("paint") };
-    this.#set("steps", running && stats ? Math.round(stats.steps_per_second) : "0");
-    this.#set("frames", latency.framesPerSecond(performance.now()));
-    this.#set("felt", milliseconds(felt.p50));
-    this.#set("felt-p50", milliseconds(felt.p50));
-    this.#set("felt-p95", milliseconds(felt.p95));
+    const rates = latency.rates(performance.now());
+    const felt = latency.pointerToPaint;
+    this.#set("steps", rates.steps);
+    this.#set("frames", rates.frames);
+    this.#set("felt", milliseconds(felt.percentile(0.5)));
+    this.#set("felt-p50", milliseconds(felt.percentile(0.5)));
+    this.#set("felt-p95", milliseconds(felt.percentile(0.95)));
     let sum = 0;
     for (const [name] of STAGES) {
-      this.#set(`${name}-p50`, milliseconds(stages[name]?.p50));
-      this.#set(`${name}-p95`, milliseconds(stages[name]?.p95));
-      sum += stages[name]?.p50 || 0;
+      this.#set(`${name}-p50`, milliseconds(latency[name].percentile(0.5)));
+      this.#set(`${name}-p95`, milliseconds(latency[name].percentile(0.95)));
+      sum += latency[name].percentile(0.5) || 0;
     }
     STAGES.forEach(([name], index) => {
-      const share = sum ? (stages[name]?.p50 || 0) / sum : 1 / STAGES.length;
+      const share = sum ? (latency[name].percentile(0.5) || 0) / sum : 1 / STAGES.length;
       /** @type {HTMLElement} */ (this.bar.children[index]).style.setProperty("--share", String(share));
     });
     this.bar.classList.toggle("none", sum === 0);
@@ -105,7 +101,7 @@ export class LatencyPanel {
       this.#set("memory", `${Math.round(stats.memory_mb)} MB`);
       this.#set("sessions", stats.sessions);
     }
-    if (latency.framesPerSecond(performance.now())) this.#soon(); // once more, down to rest
+    if (rates.frames) this.#soon(); // once more, down to rest
   }
 
   /** @param {string} name @param {string | number} text */

@@ -37,13 +37,19 @@ export class Samples {
  */
 export class Latency {
   pointerToPaint = new Samples();
+  /** Of the server: the steps of a frame, its rendering, its encoding. */
+  step = new Samples();
+  render = new Samples();
+  encode = new Samples();
+  /** Both ways, from sending the targets to receiving their frame, without what the server took. */
   network = new Samples();
+  /** From receiving a frame until it is drawn. */
   paint = new Samples();
   dropped = 0;
   painted = 0;
   /** @type {{stamp: number, at: number}[]} */ #moves = [];
   /** @type {Map<number, number>} */ #sent = new Map();
-  /** @type {number[]} */ #paints = [];
+  /** @type {{at: number, step: number}[]} */ #paints = [];
 
   /** A pointer move at a time, which the `targets` message of this stamp carries. @param {number} stamp @param {number} at */
   moved(stamp, at) {
@@ -73,24 +79,29 @@ export class Latency {
       this.network.add(Math.max(frame.received - sent - frame.times.sinceStamp, 0));
     }
     for (const stamp of this.#sent.keys()) if (stamp <= frame.stamp) this.#sent.delete(stamp);
-    this.paint.add(now - frame.received);
+    if (frame.running) {
+      this.paint.add(now - frame.received);
+      for (const stage of /** @type {const} */ (["step", "render", "encode"])) this[stage].add(frame.times[stage]);
+    }
     this.painted += 1;
-    this.#paints.push(now);
-    while (this.#paints[0] < now - 1000) this.#paints.shift();
+    this.#paints.push({ at: now, step: frame.step });
+    while (this.#paints[0].at < now - 1000) this.#paints.shift();
     const shown = this.#moves.filter((move) => move.stamp <= frame.stamp).map((move) => now - move.at);
     this.#moves = this.#moves.filter((move) => move.stamp > frame.stamp);
     for (const value of shown) this.pointerToPaint.add(value);
     return shown;
   }
 
-  /** Frames painted in the last second. @param {number} now */
-  framesPerSecond(now) {
-    return this.#paints.filter((at) => at > now - 1000).length;
+  /** Frames painted, and steps that they showed, in the last second. @param {number} now */
+  rates(now) {
+    const paints = this.#paints.filter(({ at }) => at > now - 1000);
+    const steps = paints.length ? paints[paints.length - 1].step - paints[0].step : 0;
+    return { frames: paints.length, steps: Math.max(steps, 0) };
   }
 
   reset() {
     this.settle();
-    for (const samples of [this.pointerToPaint, this.network, this.paint]) samples.clear();
+    for (const samples of [this.pointerToPaint, this.step, this.render, this.encode, this.network, this.paint]) samples.clear();
     this.dropped = this.painted = 0;
     this.#paints = [];
   }

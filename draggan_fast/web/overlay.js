@@ -163,7 +163,6 @@ function hatch() {
  */
 export function drawVeil(layer, mask, viewport) {
   const context = layer.begin();
-  if (!mask.present) return;
   const { left, top, width, height } = viewport.rectangle;
   context.fillStyle = /** @type {CanvasPattern} */ (context.createPattern(hatch(), "repeat"));
   context.fillRect(left, top, width, height);

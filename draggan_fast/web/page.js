@@ -12,12 +12,13 @@ import { Timeline } from "./timeline.js";
 const FIRST_SEED = 29;
 const DEFAULT_PSI = 0.7;
 const NARROW = "(max-width: 999px)";
+const HINTED_KEY = "drag-canvas:hinted";
 const TOKEN_KEY = `drag-canvas:token:${new URL(".", document.baseURI).pathname}`;
 
 const STATES = /** @type {Record<string, string>} */ ({
   idle: "Ready",
   running: "Dragging",
-  waiting: "Waiting for the pointer",
+  waiting: "Following",
   paused: "Paused",
   done: "Arrived",
   limit: "Step limit reached",
@@ -65,12 +66,13 @@ function wireModes() {
       canvas.brush.erase = radio.value === "erase";
     });
   }
-  const size = byId("brush-size");
-  const setSize = () => {
-    canvas.brush.radius = (Number(size.value) / 128) * (canvas.session?.height ?? 128); // the slider's scale is a 128 px picture
-  };
-  size.addEventListener("input", setSize);
-  canvas.addEventListener("session", setSize);
+  byId("brush-size").addEventListener("input", setBrushSize);
+  canvas.addEventListener("session", setBrushSize);
+}
+
+/** The slider's scale is that of a picture of 128 pixels. */
+function setBrushSize() {
+  canvas.brush.radius = (Number(byId("brush-size").value) / 128) * (canvas.session?.height ?? 128);
 }
 
 function wireButtons() {
@@ -147,9 +149,16 @@ function wireStatus() {
     state.dataset.state = status.state;
     showState(status.state, status.step);
   });
+  const hint = byId("hint");
+  canvas.addEventListener("session", () => {
+    hint.hidden = sessionStorage.getItem(HINTED_KEY) !== null;
+  });
   canvas.addEventListener("frame", (/** @type {any} */ event) => {
-    if (event.detail.running) showState(canvas.status?.state, event.detail.step);
-    byId("hint").hidden = true;
+    if (!event.detail.running) return;
+    showState(canvas.status?.state, event.detail.step);
+    if (hint.hidden) return;
+    hint.hidden = true;
+    sessionStorage.setItem(HINTED_KEY, "yes");
   });
   canvas.addEventListener("connection", (/** @type {any} */ event) => {
     const open = event.detail.state === "open";

@@ -11,6 +11,7 @@ export class Timeline {
   #asking = false;
   #timer = 0;
   /** @type {AbortController | null} */ #loading = null;
+  #stale = false; // the thumbnails are not those of the present states
 
   /** @param {HTMLElement} place @param {import("./drag-canvas.js").DragCanvas} canvas */
   constructor(place, canvas) {
@@ -29,29 +30,27 @@ export class Timeline {
     });
     this.empty = make("p", { class: "empty" }, "Every step you make is kept here");
     place.append(this.film, this.input, this.empty);
-    canvas.addEventListener("session", () => this.#clear());
     canvas.addEventListener("status", (/** @type {any} */ event) => this.#show(event.detail));
     canvas.addEventListener("frame", (/** @type {any} */ event) => {
-      if (event.detail.running) this.#later();
+      if (event.detail.running) this.#stale = true;
     });
-    new ResizeObserver(() => this.#later()).observe(place);
-  }
-
-  #clear() {
-    this.#length = 0;
-    this.film.replaceChildren();
+    new ResizeObserver(() => {
+      this.#stale = true;
+      this.#later();
+    }).observe(place);
   }
 
   /** @param {any} status */
   #show(status) {
-    const changed = status.timeline !== this.#length;
+    this.#stale ||= status.timeline !== this.#length;
     this.#length = status.timeline;
     const any = status.timeline > 1;
+    if (!any) this.film.replaceChildren();
     this.place.classList.toggle("any", any);
     this.input.disabled = !any;
     this.input.max = String(Math.max(status.timeline - 1, 0));
     if (!this.#asking && this.#wanted === null) this.#place(status.position);
-    if (changed) this.#later();
+    if (this.#stale) this.#later();
   }
 
   /** @param {number} position */
@@ -86,7 +85,7 @@ export class Timeline {
 
   async #load() {
     const { canvas } = this;
-    if (canvas.running || this.#asking || !canvas.session || this.#length < 2) return;
+    if (canvas.status?.state === "running" || this.#asking || !this.#stale || this.#length < 2) return;
     const loading = new AbortController();
     this.#loading = loading;
     const room = Math.max(Math.round(this.film.clientWidth / Math.max(this.film.clientHeight, 1)), 2);
@@ -107,5 +106,6 @@ export class Timeline {
         return; // overtaken, or the server is gone: the next rest loads them
       }
     }
+    this.#stale = false;
   }
 }
