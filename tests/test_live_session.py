@@ -1,0 +1,719 @@
+"""Sessions in the server without a server: messages in, answers and frames out, in this thread, in a known order."""
+
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import draggan_fast as dg
+from draggan_fast import live_session, live_timeline, protocol
+from draggan_fast.live_hub import LiveHub
+from draggan_fast.live_pictures import stroke_mask
+from draggan_fast.live_socket import Allowance, Conversation
+from draggan_fast.live_timeline import Timeline
+from draggan_fast.live_viewer import Viewer
+from draggan_fast.live_worker import LiveWorker
+from draggan_fast.protocol import Limits
+from tests.live_models import tiny_model
+
+
+class Loop:
+    """What a viewer needs of an event loop."""
+
+    def call_soon_threadsafe(self, function):
+        function()
+
+
+class Hub(LiveHub):
+    """A hub whose worker has no thread: the test gives the turns."""
+
+    def start(self):
+        if self._worker is None:
+            self._worker = LiveWorker()
+
+    def turns(self, most=1):
+        """Up to so many rounds of turns, while anybody wants one."""
+        for _ in range(most):
+            times = [(task, task.wakes_at()) for task in list(self._worker._tasks)]
+            ready = [task for task, at in times if at is not None and at <= time.monotonic()]
+            if not ready:
+                return
+            for task in ready:
+                task.turn(time.monotonic() + 0.01)
+
+
+class Talk:
+    """A viewer of such a hub, past its hello."""
+
+    def __init__(self, hub, **hello):
+        self.hub, self.viewer = hub, Viewer(Loop())
+        self.conversation = Conversation(hub, self.viewer, None)
+        self.conversation._allowance = self.conversation._wrong = Allowance(1e9, 1e9)
+        self.frames, self._id = [], 0
+        hub.arrive(self.viewer)
+        self.say("hello", version=1, **hello)
+        (self.welcome, *_) = self.hear()
+
+    def say(self, kind, **fields):
+        self.conversation.receive(json.dumps({"type": kind, **fields}))
+
+    def hear(self):
+        """The messages that wait; frames are looked at and acknowledged."""
+        messages, frame = self.viewer.take()
+        if frame is not None:
+            self.frames.append(protocol.unpack_frame(frame)[0])
+            self.viewer.ack(self.viewer._sent)
+        return messages
+
+    def ask(self, kind, **fields):
+        """(answer, the other messages) of a message, after one round of turns."""
+        self._id += 1
+        self.say(kind, id=self._id, **fields)
+        self.hub.turns()
+        messages = self.hear()
+        answers = [m for m in messages if m["type"] in ("ok", "error") and m.get("id") == self._id]
+        assert len(answers) == 1, messages
+        return answers[0], [m for m in messages if m is not answers[0]]
+
+    def must(self, kind, **fields):
+        answer, others = self.ask(kind, **fields)
+        assert answer["type"] == "ok", answer
+        return {message["type"]: message for message in others}
+
+    def refused(self, kind, **fields):
+        before = self.live.drag.state if self.live is not None else None
+        answer, _ = self.ask(kind, **fields)
+        assert answer["type"] == "error", answer
+        if self.live is not None:
+            assert self.live.drag.state is before
+        return answer["code"]
+
+    def run(self, rounds=400):
+        """Turns until nobody wants one: what was said."""
+        heard = []
+        for _ in range(rounds):
+            self.hub.turns()
+            heard += self.hear()
+            if self.live.state != "running":
+                break
+        return heard
+
+    def settle(self):
+        """Until the picture at rest has been shown: what was said."""
+        heard, deadline = [], time.monotonic() + 20
+        while True:
+            self.hub.turns()
+            heard += self.hear()
+            if not self.live._frame_owed and self.live.state != "running":
+                return heard
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    @property
+    def live(self):
+        return self.conversation.live
+
+
+def make_hub(*models, idle_seconds=600.0, **limits):
+    hub = Hub(models or [tiny_model()], Limits(**limits), idle_seconds)
+    hub.start()
+    return hub
+
+
+@pytest.fixture
+def talk():
+    talk = Talk(make_hub())
+    talk.must("create", seed=3)
+    return talk
+
+
+POINTS = {"handles": [[10, 10]], "targets": [[20, 12]]}
+
+
+def test_welcome_says_what_there_is():
+    welcome = Talk(make_hub(tiny_model(), tiny_model("other"), sessions=3)).welcome
+    assert (welcome["version"], welcome["model"], welcome["models"]) == (1, "tiny", ["tiny", "other"])
+    assert welcome["limits"]["sessions"] == 3
+    assert welcome["settings"]["lr"] == 0.05
+    assert welcome["published"]["lr"] == 1e-3
+    assert welcome["resumed"] is False
+
+
+def test_create_shows_a_picture():
+    talk = Talk(make_hub())
+    said = talk.must("create", seed=3, truncation_psi=0.5)
+    assert said["session"] == {
+        **said["session"], "seed": 3, "truncation_psi": 0.5, "model": "tiny", "width": 32, "height": 32,
+        "mask": None, "handles": [], "label": None,
+    }  # fmt: skip
+    assert said["status"]["state"] == "idle"
+    assert [f.size for f in talk.frames] == [(32, 32)]
+    picture = np.asarray(Image.open(io.BytesIO(talk.frames[0].picture)))
+    expected = dg.DragSession(tiny_model(), seed=3, truncation_psi=0.5).render()
+    assert np.abs(picture.astype(int) - expected).mean() < 12
+
+
+def test_a_refused_create_keeps_the_picture(talk):
+    drag = talk.live.drag
+    for fields in ({"seed": 1, "label": 2}, {"seed": 1, "model": "none"}, {"seed": 1, "truncation_psi": 1e9}):
+        assert talk.refused("create", **fields) == "value"
+    assert talk.live.drag is drag
+
+
+def test_a_drag_from_points_to_done(talk):
+    talk.must("points", **POINTS)
+    assert talk.live.state == "paused"
+    talk.must("start")
+    heard = talk.run()
+    states = [m["state"] for m in heard if m["type"] == "status"]
+    assert talk.live.state in ("done", "limit")
+    assert states[-1] == talk.live.state
+    talk.settle()
+    last = talk.frames[-1]
+    assert last.size == (32, 32)
+    assert last.step == talk.live.drag.steps
+    assert not last.flags & (protocol.FLAG_RUNNING | protocol.FLAG_PREVIEW)
+
+
+def test_steps_then_pause(talk):
+    talk.must("points", **POINTS)
+    talk.must("step", count=3)
+    talk.run()
+    assert (talk.live.state, talk.live.drag.steps) == ("paused", 3)
+    talk.must("start", steps=2)
+    talk.run()
+    assert (talk.live.state, talk.live.drag.steps) == ("limit", 5)
+
+
+def test_live_waits_at_its_target_and_follows_it(talk):
+    talk.must("points", handles=[[10, 10]], targets=[[10, 10]])
+    talk.must("start", live=True)
+    talk.run()
+    assert talk.live.state == "waiting"
+    assert talk.live.drag.done
+    talk.must("targets", targets=[[14, 10]], stamp=5)
+    assert talk.live.state in ("running", "waiting")
+    talk.run(5)
+    talk.settle()
+    assert talk.frames[-1].stamp == 5
+    talk.must("pause")
+    assert talk.live.state == "paused"
+    talk.must("targets", targets=[[18, 10]], stamp=6)
+    assert talk.live.state == "paused"
+
+
+def test_live_goes_on_after_its_step_limit(talk):
+    talk.must("settings", max_steps=2)
+    talk.must("points", handles=[[4, 4]], targets=[[30, 30]])
+    talk.must("start", live=True)
+    talk.run()
+    assert talk.live.state == "limit"
+    talk.must("targets", targets=[[29, 30]])
+    talk.run()
+    assert talk.live.drag.steps == 4
+
+
+def test_targets_reflect_the_stamp_only_after_a_step(talk):
+    talk.must("points", **POINTS)
+    talk.must("targets", targets=[[22, 12]], stamp=9)
+    talk.must("view", quality=50)
+    talk.hub.turns()
+    talk.hear()
+    assert talk.frames[-1].stamp == 0
+    talk.must("step")
+    talk.run()
+    talk.settle()
+    assert talk.frames[-1].stamp == 9
+
+
+def test_out_of_order(talk):
+    for kind in ("undo", "redo", "hello"):
+        assert talk.refused(kind, **({"version": 1} if kind == "hello" else {})) == "order"
+    assert talk.refused("start") == "value"
+    assert talk.refused("ack", frame=99) == "order"
+    assert talk.refused("scrub", index=1) == "value"
+    assert talk.refused("targets", targets=[[1, 1]]) == "value"
+    assert talk.refused("points", handles=[[40, 1]], targets=[[1, 1]]) == "value"
+
+
+def test_before_there_is_a_picture():
+    talk = Talk(make_hub())
+    for kind in ("start", "pause", "undo", "reset", "close"):
+        assert talk.refused(kind) == "order"
+    talk.must("view", fps=10)
+    assert talk.viewer.view.fps == 10
+    assert talk.refused("create", seed=1, label=7) == "value" if talk.live else True
+    talk.must("create", seed=1)
+
+
+def test_undo_redo_reset(talk):
+    talk.must("points", **POINTS)
+    start = talk.live.drag.w_plus.clone()
+    talk.must("step", count=4)
+    talk.run()
+    moved = talk.live.drag.w_plus.clone()
+    assert talk.must("undo")["status"]["redo"] is True
+    assert torch.equal(talk.live.drag.w_plus, start)
+    talk.must("redo")
+    assert torch.equal(talk.live.drag.w_plus, moved)
+    status = talk.must("reset")["status"]
+    assert (status["handles"], status["state"], status["position"]) == ([], "idle", 0)
+    talk.must("undo")
+    assert torch.equal(talk.live.drag.w_plus, moved)
+
+
+def test_scrubbing_goes_back_forgets_and_is_undone_at_once(talk):
+    talk.must("points", **POINTS)
+    talk.must("step", count=6)
+    talk.run()
+    end = talk.live.drag.state
+    assert len(talk.live.kept) == 7
+    for index in (5, 2, 3):
+        status = talk.must("scrub", index=index)["status"]
+        assert (status["position"], status["step"], status["timeline"]) == (index, index, 7)
+    talk.settle()
+    assert talk.frames[-1].flags & protocol.FLAG_TIMELINE
+    talk.must("undo")
+    assert talk.live.drag.state is end
+    assert talk.live._timeline.position == 6
+    talk.must("scrub", index=3)
+    talk.must("step")
+    talk.run()
+    assert len(talk.live.kept) == 5
+    assert talk.live.drag.steps == 4
+
+
+def test_settings_and_mask_come_back_with_undo(talk):
+    talk.must("points", **POINTS)
+    talk.must("step")
+    talk.run()
+    talk.must("settings", lr=0.2)
+    talk.must("mask", strokes=[{"points": [[16, 16]], "radius": 9, "movable": True}])
+    talk.must("step")
+    talk.run()
+    talk.must("undo")  # the drag with the mask
+    said = talk.must("undo")
+    assert said["session"]["settings"]["lr"] == 0.05
+    assert said["session"]["mask"] is None
+    assert talk.must("redo")["session"]["mask"] is not None
+
+
+def test_a_mask_that_fixes_everything_is_refused(talk):
+    stroke = [{"points": [[16, 16]], "radius": 60, "movable": False}]
+    assert talk.refused("mask", strokes=stroke, base="movable") == "value"
+    assert talk.refused("mask", strokes=stroke * 199, base="movable") in ("value", "limit")
+
+
+@pytest.mark.parametrize("base", ["fixed", "movable", "present"])
+def test_strokes_are_capsules(base):
+    present = np.zeros((64, 64), bool)
+    present[:8] = True
+    line = ((10.0, 20.0), (50.0, 40.0))
+    strokes = (protocol.Stroke(line, 7.0, True), protocol.Stroke(((50.0, 40.0),), 4.0, False))
+    mask = stroke_mask(protocol.Mask(strokes=strokes, base=base), present, (64, 64))
+    y, x = np.mgrid[:64, :64].astype(float)
+    (ax, ay), (bx, by) = line
+    along = np.clip(((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2), 0, 1)
+    distance = np.hypot(x - ax - along * (bx - ax), y - ay - along * (by - ay))
+    hole = np.hypot(x - 50, y - 40)
+    ground = {"fixed": np.zeros((64, 64), bool), "movable": np.ones((64, 64), bool), "present": present}[base]
+    expected = np.where(hole <= 4, False, ground | (distance <= 7))
+    clear = (np.abs(distance - 7) > 1.2) & (np.abs(hole - 4) > 1.2)
+    assert (mask == expected)[clear].all()
+    assert clear.mean() > 0.8
+
+
+def test_uploads(talk):
+    talk.must("points", **POINTS)
+    talk.must("step", count=2)
+    talk.run()
+    saved = talk.live.drag.to_bytes()
+
+    def upload(kind, data):
+        talk.conversation.receive(protocol.pack_upload(kind, 77, data))
+        talk.hub.turns()
+        (answer,) = [m for m in talk.hear() if m.get("id") == 77]
+        return answer.get("code", "ok")
+
+    before = talk.live.drag.state
+    png = io.BytesIO()
+    Image.fromarray(np.tri(32, dtype=np.uint8) * 255).save(png, format="PNG")
+    big = io.BytesIO()
+    Image.new("L", (9000, 9000)).save(big, format="PNG")
+    for kind, data in [(1, b""), (1, b"GIF89a"), (1, png.getvalue()[:60]), (1, big.getvalue()), (2, b""), (2, saved[:90]),
+                       (2, png.getvalue()), (1, saved)]:  # fmt: skip
+        assert upload(kind, data) == "value"
+    assert talk.live.drag.state is before
+    assert upload(1, png.getvalue()) == "ok"
+    assert np.array_equal(talk.live.drag.movable_mask, np.tri(32).astype(bool))
+    assert upload(2, saved) == "ok"
+    assert talk.live.drag.steps == 2
+    assert talk.live.drag.movable_mask is None
+    assert torch.equal(talk.live.drag.w_plus, before_w(before, talk.live.drag))
+
+
+def before_w(state, drag):
+    return drag._w_plus(state.parameter)[0]
+
+
+def test_a_session_of_another_kind_is_refused(talk):
+    config = tiny_model().drag_config(feature_block=1)
+    other = dg.DragSession(tiny_model(), seed=0, config=config).to_bytes()
+    reference = dg.DragSession(tiny_model(), seed=0, config=tiny_model().drag_config(engine="reference")).to_bytes()
+    quiet = dg.DragSession(tiny_model(), seed=0, noise="none").to_bytes()
+    foreign = dg.DragSession(tiny_model("foreign"), seed=0).to_bytes()
+    for data, words in ((other, "block 1"), (reference, "reference"), (quiet, "none"), (foreign, "not served")):
+        talk.conversation.receive(protocol.pack_upload(2, 5, data))
+        talk.hub.turns()
+        (answer,) = [m for m in talk.hear() if m["type"] == "error"]
+        assert words in answer["message"]
+
+
+# --- frames and viewers ---------------------------------------------------------------------------------------------------
+
+
+def test_previews_while_running_and_full_pictures_at_rest(talk):
+    talk.must("view", preview="always")
+    talk.must("points", handles=[[4, 4]], targets=[[30, 30]])
+    talk.frames.clear()
+    talk.must("start", steps=6)
+    talk.must("view", fps=60)
+    talk.run()
+    assert {f.size for f in talk.frames} == {(16, 16)}
+    talk.must("view", preview="never")
+    talk.settle()
+    assert talk.frames[-1].size == (32, 32)
+
+
+def test_formats(talk):
+    for name, magic in (("webp", b"RIFF"), ("jpeg", b"\xff\xd8")):
+        talk.must("view", format=name, quality=80)
+        time.sleep(0.05)
+        talk.hub.turns()
+        talk.hear()
+        assert talk.frames[-1].format == name
+        assert talk.frames[-1].picture.startswith(magic)
+
+
+def test_a_viewer_that_does_not_acknowledge_gets_two_frames_and_then_the_newest(talk):
+    talk.must("points", handles=[[4, 4]], targets=[[30, 30]])
+    talk.must("view", fps=60, preview="never")
+    talk.settle()
+    sent = talk.viewer._sent
+    talk.say("start", steps=40)
+    while talk.live.commands or talk.live.state == "running":
+        talk.hub.turns()
+        talk.viewer.take()  # sent, and never acknowledged
+        time.sleep(0.002)
+    assert talk.viewer._sent == sent + 2
+    assert talk.live.drag.steps == 40
+    assert talk.live.stats.dropped > 0
+    assert not talk.viewer.wants_frame()
+    talk.viewer.ack(talk.viewer._sent)
+    talk.settle()
+    assert talk.frames[-1].step == 40
+
+
+def test_stats_come_once_a_second(talk, monkeypatch):
+    monkeypatch.setattr(live_session, "STATUS_SECONDS", 0.05)
+    talk.must("points", handles=[[4, 4]], targets=[[30, 30]])
+    talk.must("start", live=True)
+    heard = []
+    for _ in range(60):
+        talk.hub.turns()
+        heard += talk.hear()
+        time.sleep(0.003)
+    stats = [m for m in heard if m["type"] == "stats"]
+    assert stats
+    assert stats[-1].keys() == {
+        "type", "steps_per_second", "frames_per_second", "dropped", "stages", "memory_mb", "sessions",
+    }  # fmt: skip
+    assert stats[-1]["stages"].keys() == {"step", "render", "encode", "wait"}
+    assert stats[-1]["sessions"] == 1
+    assert stats[-1]["memory_mb"] > 50
+
+
+def test_a_viewer_that_never_reads_is_sent_away(talk):
+    for _ in range(2100):
+        talk.say("ping")
+    assert talk.viewer.closing[0] == 1008
+
+
+def test_resuming_takes_the_picture_over(talk):
+    talk.must("points", **POINTS)
+    talk.must("start", live=True)
+    first, session_id = talk.live, talk.live.id
+    other = Talk(talk.hub, resume=session_id)
+    assert other.welcome["resumed"] is True
+    talk.hub.turns()
+    said = {m["type"]: m for m in other.hear()}
+    assert said["session"]["session"] == session_id
+    assert "status" in said
+    assert other.frames
+    assert talk.viewer.closing[0] == 4001
+    talk.say("reset")
+    talk.hub.turns()
+    assert first.drag.steps > 0  # the former viewer's messages count no more
+    assert Talk(talk.hub, resume="nobody").welcome["resumed"] is False
+
+
+def test_a_picture_without_a_viewer_pauses_and_ends(talk):
+    hub, live = talk.hub, talk.live
+    talk.must("points", **POINTS)
+    talk.must("start", live=True)
+    talk.conversation.end()
+    hub.turns()
+    assert (live.state, live.viewer) == ("paused", None)
+    assert live.wakes_at() > time.monotonic() + 500
+    assert hub.find(live.id) is live
+    live._gone_since -= 601
+    hub.turns()
+    assert hub.find(live.id) is None
+    assert live not in hub._worker._tasks
+    assert Talk(hub, resume=live.id).welcome["resumed"] is False
+
+
+def test_as_many_pictures_as_there_may_be():
+    hub = make_hub(sessions=2)
+    talks = [Talk(hub) for _ in range(3)]
+    talks[0].must("create", seed=1)
+    talks[1].must("create", seed=2)
+    assert talks[2].refused("create", seed=3) == "limit"
+    talks[0].must("create", seed=4)  # in place of its own
+    talks[1].must("close")
+    talks[2].must("create", seed=3)
+    assert talks[1].refused("pause") == "order"
+
+
+def test_a_viewer_without_a_picture_holds_no_place():
+    hub = make_hub(sessions=1)
+    talk = Talk(hub)
+    assert talk.ask("create", seed=1, label=3)[0]["code"] == "value"
+    talk.conversation.end()
+    hub.turns()
+    other = Talk(hub)
+    other.must("create", seed=1)
+
+
+# --- what fails -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory"),
+        (RuntimeError("what is this"), "internal"),
+        (dg.DragError("Step 3 is not finite."), "value"),
+    ],
+)
+def test_a_step_that_fails_leaves_the_session_alive(talk, monkeypatch, error, code):
+    talk.must("points", **POINTS)
+    before = talk.live.drag.state
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(dg.DragSession, "step", fail)
+    said = talk.must("start")
+    monkeypatch.undo()
+    assert talk.live.state == said["status"]["state"] == "failed"
+    assert talk.live.drag.state is before
+    assert said["error"]["code"] == code
+    assert said["status"]["message"] == said["error"]["message"]
+    assert f'draggan_errors_total{{code="{code}"}} 1.0' in talk.hub.metrics.text().decode()
+    talk.must("start", steps=2)
+    talk.run()
+    assert talk.live.drag.steps == 2
+
+
+def test_a_picture_that_fails_leaves_the_session_alive(talk, monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr(dg.DragSession, "render", fail)
+    said = talk.must("reset")
+    assert said.get("error", {"code": "memory"})["code"] == "memory"
+    time.sleep(0.05)
+    talk.hub.turns()
+    monkeypatch.undo()
+    assert talk.live.state == "failed"
+    talk.must("points", **POINTS)
+    talk.must("step")
+    talk.run()
+    assert talk.live.drag.steps == 1
+
+
+def test_an_unforeseen_error_in_a_message_is_told_and_changes_nothing(talk, monkeypatch, caplog):
+    def fail(*_):
+        raise KeyError("oops")
+
+    monkeypatch.setattr(dg.DragSession, "set_points", fail)
+    assert talk.refused("points", **POINTS) == "internal"
+    monkeypatch.undo()
+    talk.must("points", **POINTS)
+    assert "session failed" in caplog.text
+
+
+def test_a_picture_has_an_end_of_steps(talk, monkeypatch):
+    monkeypatch.setattr(live_session, "MAX_RECORD_BYTES", 312 * 5)
+    talk.must("points", handles=[[4, 4]], targets=[[30, 30]])
+    talk.must("start")
+    heard = talk.run()
+    assert talk.live.state == "limit"
+    assert talk.live.drag.steps == 6
+    assert "6 steps" in [m for m in heard if m["type"] == "status"][-1]["message"]
+
+
+def test_masks_do_not_pile_up(talk, monkeypatch):
+    monkeypatch.setattr(live_session, "MAX_HELD_BYTES", 20 * 32 * 32 * 4)
+    talk.must("points", **POINTS)
+    for index in range(30):
+        talk.must("mask", strokes=[{"points": [[16, index]], "radius": 9, "movable": True}])
+        talk.must("step")
+        talk.run()
+    drag = talk.live.drag
+    assert live_timeline.held_bytes([*talk.live.kept, *drag.history]) <= 21 * 32 * 32 * 4
+    assert drag.can_undo or len(talk.live.kept) > 3
+    assert drag.steps == 30
+
+
+# --- the timeline ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_timeline_is_thinned_evenly():
+    drag = dg.DragSession(tiny_model(), seed=3, config=tiny_model().drag_config(lr=1e-6))  # it never arrives
+    drag.set_points([(4, 4)], [(30, 30)])
+    timeline = Timeline(drag.state)
+    for _ in range(330):
+        drag.step()
+        timeline.add(drag.state)
+    steps = [len(state.trajectory) for state in timeline.states]
+    assert len(steps) <= live_timeline.MAX_KEPT
+    assert len(steps) > live_timeline.MAX_KEPT // 2
+    assert steps[0] == 0
+    assert steps[-1] == 330
+    assert set(np.diff(steps[:-1])) == {4}
+    assert timeline.position == len(steps) - 1
+
+
+def test_a_kept_state_is_small():
+    """Two states of a drag share what they can: a thousand steps must not be copied into every state."""
+    drag = dg.DragSession(tiny_model(), seed=3)
+    drag.set_mask(np.tri(32))
+    drag.set_points([(4, 4)], [(30, 30)])
+    states = [drag.state]
+    for _ in range(20):
+        drag.step()
+        states.append(drag.state)
+    assert live_timeline.held_bytes(states) < 20 * 3 * 4 * 8 * 4 * 1.7 + 32 * 32 * 4 + 4096
+
+
+# --- fuzz -----------------------------------------------------------------------------------------------------------------
+
+numbers = st.one_of(st.integers(-5, 40), st.floats(-5, 40), st.just(1e300), st.just(2**64))
+point = st.lists(numbers, min_size=2, max_size=2)
+good_points = st.lists(st.tuples(st.integers(0, 31), st.integers(0, 31)).map(list), min_size=1, max_size=3)
+junk = st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=5), st.lists(numbers, max_size=2))
+stroke = st.fixed_dictionaries(
+    {"points": st.lists(point, min_size=1, max_size=3), "radius": st.floats(0.5, 9), "movable": st.booleans()}
+)
+FIELDS = {
+    "create": {"seed": st.integers(-1, 9), "truncation_psi": st.floats(0, 1), "label": st.integers(0, 2)},
+    "points": {"handles": good_points, "targets": good_points},
+    "targets": {"targets": good_points, "stamp": st.integers(0, 9)},
+    "start": {"steps": st.integers(1, 9), "live": st.booleans()},
+    "pause": {},
+    "step": {"count": st.integers(0, 4)},
+    "undo": {},
+    "redo": {},
+    "reset": {},
+    "scrub": {"index": st.integers(0, 6)},
+    "mask": {"strokes": st.lists(stroke, min_size=1, max_size=3), "base": st.sampled_from(["fixed", "movable", "present"])},
+    "settings": {"lr": st.floats(-0.1, 1), "r1": numbers, "stop_distance": st.sampled_from([1, 2, "paper", "x"])},
+    "view": {"fps": st.floats(0, 70), "quality": st.integers(1, 100), "preview": st.sampled_from(["auto", "always"])},
+    "ack": {"frame": st.integers(0, 30)},
+    "ping": {"stamp": st.integers(0, 9)},
+    "hello": {"version": st.integers(0, 2)},
+}  # fmt: skip
+
+
+@st.composite
+def messages(draw):
+    """Mostly sensible messages, some with fields left out, replaced or added; some no messages at all."""
+    kind = draw(st.sampled_from([*FIELDS, "junk", "binary"]))
+    if kind == "junk":
+        return draw(st.text(max_size=30))
+    if kind == "binary":
+        return draw(st.binary(max_size=40) | st.binary(max_size=30).map(lambda data: b"\x01\x02\0\0\0\0\0\0" + data))
+    message = {"type": kind}
+    for name, values in FIELDS[kind].items():
+        if draw(st.integers(0, 9)):
+            message[name] = draw(values)
+    if not draw(st.integers(0, 9)):
+        message[draw(st.sampled_from([*message, "extra", "type"]))] = draw(junk)
+    return json.dumps(message)
+
+
+COUNTED = []
+
+
+@settings(max_examples=260, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(messages(), min_size=40, max_size=60))
+def test_no_message_breaks_a_session(script):
+    """Every message is answered once, the refused ones change nothing, and in the end the picture can be dragged."""
+    talk = fuzzed_talk()
+    for index, data in enumerate(script):
+        COUNTED.append(1)
+        live = talk.live
+        before = None if live is None or live.drag is None else live.drag.state
+        if isinstance(data, str) and data.startswith("{") and data.endswith("}"):
+            data = f'{{"id": {index}, {data[1:]}' if len(data) > 2 else f'{{"id": {index}}}'
+            expected = index
+        else:
+            expected = None
+        talk.conversation.receive(data)
+        live = talk.live
+        while live is not None and live.commands:
+            live.commands.popleft()()
+        heard = talk.hear()
+        answers = [m for m in heard if m["type"] in ("ok", "error")]
+        if expected is not None and b'"type": "ack"' not in str(data).encode():
+            assert len(answers) == 1, (data, answers)
+        for answer in answers:
+            assert answer.get("code") != "internal", (data, answer)
+            if answer["type"] == "error" and before is not None:
+                assert talk.live.drag.state is before, data
+        if index % 8 == 0:
+            talk.hub.turns()
+            talk.hear()
+    talk.must("create", seed=1)
+    talk.must("points", **POINTS)
+    talk.must("step")
+    talk.run()
+    assert talk.live.drag.steps == 1
+    talk.must("close")
+
+
+@settings(max_examples=1)
+@given(st.none())
+def test_enough_messages_were_tried(_):
+    assert not COUNTED or len(COUNTED) >= 10_000
+
+
+_HUBS = []
+
+
+def fuzzed_talk():
+    if not _HUBS:
+        _HUBS.append(make_hub(sessions=2))
+    talk = Talk(_HUBS[0])
+    talk.must("create", seed=2)
+    return talk
