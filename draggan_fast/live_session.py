@@ -286,7 +286,7 @@ class LiveSession:
         if self.state in ("done", "waiting"):  # what is held is another thing now: the drag may go on
             self._stop("paused")
         while len(timeline) > 1 and held_bytes([*timeline.states, *drag.history]) > MAX_HELD_BYTES:
-            if not drag.forget_oldest():  # first what undo would go back to, then the beginning of the timeline
+            if not drag.history.forget_oldest():  # first what undo would go back to, then the beginning of the timeline
                 del timeline.states[0]
                 timeline.position = max(0, timeline.position - 1)
 
@@ -482,8 +482,8 @@ class LiveSession:
             "step": drag.steps,
             "timeline": len(timeline),
             "position": timeline.position,
-            "undo": drag.can_undo,
-            "redo": drag.can_redo,
+            "undo": drag.history.can_undo,
+            "redo": drag.history.can_redo,
             "handles": drag.handle_points.tolist(),
             "targets": drag.target_points.tolist(),
         }

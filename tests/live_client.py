@@ -1,4 +1,4 @@
-"""A server in a thread, and a client of the live protocol over a real socket, for tests and the load benchmark's."""
+"""A server in a thread, and a client of the live protocol over a real socket."""
 
 import contextlib
 import http.client
@@ -8,6 +8,7 @@ import threading
 import time
 
 import uvicorn
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from draggan_fast.protocol import pack_upload, unpack_frame
@@ -61,17 +62,18 @@ class Client:
     def __init__(self, port, *, hello=True, path="/ws", acks=True, **options):
         headers = options.pop("headers", {})
         self.acks, self.messages, self.frames, self._next_id = acks, [], [], 0
-        self.socket = connect(
+        self._connection = connect(
             f"ws://127.0.0.1:{port}{path}", max_size=None, compression=None, additional_headers=headers, close_timeout=2
         )
+        self.socket = self._connection.__enter__()
         if hello:
             self.welcome = self.ask("hello", version=1, **options)["welcome"]
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.socket.close()
+    def __exit__(self, *error):
+        self._connection.__exit__(*error)
 
     def say(self, kind, **fields):
         self.socket.send(json.dumps({"type": kind, **fields}))
@@ -135,8 +137,6 @@ class Client:
 
     def closed(self, timeout=PATIENCE):
         """The code the server closes with."""
-        from websockets.exceptions import ConnectionClosed
-
         try:
             while True:
                 self.receive(timeout)

@@ -1,129 +1,19 @@
-"""Sessions in the server without a server: messages in, answers and frames out, in this thread, in a known order."""
+"""Pictures edited in the server: every message's effect, frames, viewers, failures, the timeline."""
 
 import io
-import json
 import time
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 import draggan_fast as dg
 from draggan_fast import live_session, live_timeline, protocol
-from draggan_fast.live_hub import LiveHub
 from draggan_fast.live_pictures import stroke_mask
-from draggan_fast.live_socket import Allowance, Conversation
 from draggan_fast.live_timeline import Timeline
-from draggan_fast.live_viewer import Viewer
-from draggan_fast.live_worker import LiveWorker
-from draggan_fast.protocol import Limits
 from tests.live_models import tiny_model
-
-
-class Loop:
-    """What a viewer needs of an event loop."""
-
-    def call_soon_threadsafe(self, function):
-        function()
-
-
-class Hub(LiveHub):
-    """A hub whose worker has no thread: the test gives the turns."""
-
-    def start(self):
-        if self._worker is None:
-            self._worker = LiveWorker()
-
-    def turns(self, most=1):
-        """Up to so many rounds of turns, while anybody wants one."""
-        for _ in range(most):
-            times = [(task, task.wakes_at()) for task in list(self._worker._tasks)]
-            ready = [task for task, at in times if at is not None and at <= time.monotonic()]
-            if not ready:
-                return
-            for task in ready:
-                task.turn(time.monotonic() + 0.01)
-
-
-class Talk:
-    """A viewer of such a hub, past its hello."""
-
-    def __init__(self, hub, **hello):
-        self.hub, self.viewer = hub, Viewer(Loop())
-        self.conversation = Conversation(hub, self.viewer, None)
-        self.conversation._allowance = self.conversation._wrong = Allowance(1e9, 1e9)
-        self.frames, self._id = [], 0
-        hub.arrive(self.viewer)
-        self.say("hello", version=1, **hello)
-        (self.welcome, *_) = self.hear()
-
-    def say(self, kind, **fields):
-        self.conversation.receive(json.dumps({"type": kind, **fields}))
-
-    def hear(self):
-        """The messages that wait; frames are looked at and acknowledged."""
-        messages, frame = self.viewer.take()
-        if frame is not None:
-            self.frames.append(protocol.unpack_frame(frame)[0])
-            self.viewer.ack(self.viewer._sent)
-        return messages
-
-    def ask(self, kind, **fields):
-        """(answer, the other messages) of a message, after one round of turns."""
-        self._id += 1
-        self.say(kind, id=self._id, **fields)
-        self.hub.turns()
-        messages = self.hear()
-        answers = [m for m in messages if m["type"] in ("ok", "error") and m.get("id") == self._id]
-        assert len(answers) == 1, messages
-        return answers[0], [m for m in messages if m is not answers[0]]
-
-    def must(self, kind, **fields):
-        answer, others = self.ask(kind, **fields)
-        assert answer["type"] == "ok", answer
-        return {message["type"]: message for message in others}
-
-    def refused(self, kind, **fields):
-        before = self.live.drag.state if self.live is not None else None
-        answer, _ = self.ask(kind, **fields)
-        assert answer["type"] == "error", answer
-        if self.live is not None:
-            assert self.live.drag.state is before
-        return answer["code"]
-
-    def run(self, rounds=400):
-        """Turns until nobody wants one: what was said."""
-        heard = []
-        for _ in range(rounds):
-            self.hub.turns()
-            heard += self.hear()
-            if self.live.state != "running":
-                break
-        return heard
-
-    def settle(self):
-        """Until the picture at rest has been shown: what was said."""
-        heard, deadline = [], time.monotonic() + 20
-        while True:
-            self.hub.turns()
-            heard += self.hear()
-            if not self.live._frame_owed and self.live.state != "running":
-                return heard
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-
-    @property
-    def live(self):
-        return self.conversation.live
-
-
-def make_hub(*models, idle_seconds=600.0, **limits):
-    hub = Hub(models or [tiny_model()], Limits(**limits), idle_seconds)
-    hub.start()
-    return hub
+from tests.live_talk import POINTS, Talk, make_hub
 
 
 @pytest.fixture
@@ -131,9 +21,6 @@ def talk():
     talk = Talk(make_hub())
     talk.must("create", seed=3)
     return talk
-
-
-POINTS = {"handles": [[10, 10]], "targets": [[20, 12]]}
 
 
 def test_welcome_says_what_there_is():
@@ -346,8 +233,9 @@ def test_uploads(talk):
     Image.fromarray(np.tri(32, dtype=np.uint8) * 255).save(png, format="PNG")
     big = io.BytesIO()
     Image.new("L", (9000, 9000)).save(big, format="PNG")
-    for kind, data in [(1, b""), (1, b"GIF89a"), (1, png.getvalue()[:60]), (1, big.getvalue()), (2, b""), (2, saved[:90]),
-                       (2, png.getvalue()), (1, saved)]:  # fmt: skip
+    masks = (b"", b"GIF89a", png.getvalue()[:60], big.getvalue(), saved)
+    sessions = (b"", saved[:90], png.getvalue())
+    for kind, data in [*((1, data) for data in masks), *((2, data) for data in sessions)]:
         assert upload(kind, data) == "value"
     assert talk.live.drag.state is before
     assert upload(1, png.getvalue()) == "ok"
@@ -375,7 +263,7 @@ def test_a_session_of_another_kind_is_refused(talk):
         assert words in answer["message"]
 
 
-# --- frames and viewers ---------------------------------------------------------------------------------------------------
+# --- frames and viewers -----------------------------------------------------------------------------------------------
 
 
 def test_previews_while_running_and_full_pictures_at_rest(talk):
@@ -581,11 +469,11 @@ def test_masks_do_not_pile_up(talk, monkeypatch):
         talk.run()
     drag = talk.live.drag
     assert live_timeline.held_bytes([*talk.live.kept, *drag.history]) <= 21 * 32 * 32 * 4
-    assert drag.can_undo or len(talk.live.kept) > 3
+    assert drag.history.can_undo or len(talk.live.kept) > 3
     assert drag.steps == 30
 
 
-# --- the timeline ---------------------------------------------------------------------------------------------------------
+# --- the timeline -----------------------------------------------------------------------------------------------------
 
 
 def test_a_long_timeline_is_thinned_evenly():
@@ -614,106 +502,3 @@ def test_a_kept_state_is_small():
         drag.step()
         states.append(drag.state)
     assert live_timeline.held_bytes(states) < 20 * 3 * 4 * 8 * 4 * 1.7 + 32 * 32 * 4 + 4096
-
-
-# --- fuzz -----------------------------------------------------------------------------------------------------------------
-
-numbers = st.one_of(st.integers(-5, 40), st.floats(-5, 40), st.just(1e300), st.just(2**64))
-point = st.lists(numbers, min_size=2, max_size=2)
-good_points = st.lists(st.tuples(st.integers(0, 31), st.integers(0, 31)).map(list), min_size=1, max_size=3)
-junk = st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=5), st.lists(numbers, max_size=2))
-stroke = st.fixed_dictionaries(
-    {"points": st.lists(point, min_size=1, max_size=3), "radius": st.floats(0.5, 9), "movable": st.booleans()}
-)
-FIELDS = {
-    "create": {"seed": st.integers(-1, 9), "truncation_psi": st.floats(0, 1), "label": st.integers(0, 2)},
-    "points": {"handles": good_points, "targets": good_points},
-    "targets": {"targets": good_points, "stamp": st.integers(0, 9)},
-    "start": {"steps": st.integers(1, 9), "live": st.booleans()},
-    "pause": {},
-    "step": {"count": st.integers(0, 4)},
-    "undo": {},
-    "redo": {},
-    "reset": {},
-    "scrub": {"index": st.integers(0, 6)},
-    "mask": {"strokes": st.lists(stroke, min_size=1, max_size=3), "base": st.sampled_from(["fixed", "movable", "present"])},
-    "settings": {"lr": st.floats(-0.1, 1), "r1": numbers, "stop_distance": st.sampled_from([1, 2, "paper", "x"])},
-    "view": {"fps": st.floats(0, 70), "quality": st.integers(1, 100), "preview": st.sampled_from(["auto", "always"])},
-    "ack": {"frame": st.integers(0, 30)},
-    "ping": {"stamp": st.integers(0, 9)},
-    "hello": {"version": st.integers(0, 2)},
-}  # fmt: skip
-
-
-@st.composite
-def messages(draw):
-    """Mostly sensible messages, some with fields left out, replaced or added; some no messages at all."""
-    kind = draw(st.sampled_from([*FIELDS, "junk", "binary"]))
-    if kind == "junk":
-        return draw(st.text(max_size=30))
-    if kind == "binary":
-        return draw(st.binary(max_size=40) | st.binary(max_size=30).map(lambda data: b"\x01\x02\0\0\0\0\0\0" + data))
-    message = {"type": kind}
-    for name, values in FIELDS[kind].items():
-        if draw(st.integers(0, 9)):
-            message[name] = draw(values)
-    if not draw(st.integers(0, 9)):
-        message[draw(st.sampled_from([*message, "extra", "type"]))] = draw(junk)
-    return json.dumps(message)
-
-
-COUNTED = []
-
-
-@settings(max_examples=260, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(messages(), min_size=40, max_size=60))
-def test_no_message_breaks_a_session(script):
-    """Every message is answered once, the refused ones change nothing, and in the end the picture can be dragged."""
-    talk = fuzzed_talk()
-    for index, data in enumerate(script):
-        COUNTED.append(1)
-        live = talk.live
-        before = None if live is None or live.drag is None else live.drag.state
-        if isinstance(data, str) and data.startswith("{") and data.endswith("}"):
-            data = f'{{"id": {index}, {data[1:]}' if len(data) > 2 else f'{{"id": {index}}}'
-            expected = index
-        else:
-            expected = None
-        talk.conversation.receive(data)
-        live = talk.live
-        while live is not None and live.commands:
-            live.commands.popleft()()
-        heard = talk.hear()
-        answers = [m for m in heard if m["type"] in ("ok", "error")]
-        if expected is not None and b'"type": "ack"' not in str(data).encode():
-            assert len(answers) == 1, (data, answers)
-        for answer in answers:
-            assert answer.get("code") != "internal", (data, answer)
-            if answer["type"] == "error" and before is not None:
-                assert talk.live.drag.state is before, data
-        if index % 8 == 0:
-            talk.hub.turns()
-            talk.hear()
-    talk.must("create", seed=1)
-    talk.must("points", **POINTS)
-    talk.must("step")
-    talk.run()
-    assert talk.live.drag.steps == 1
-    talk.must("close")
-
-
-@settings(max_examples=1)
-@given(st.none())
-def test_enough_messages_were_tried(_):
-    assert not COUNTED or len(COUNTED) >= 10_000
-
-
-_HUBS = []
-
-
-def fuzzed_talk():
-    if not _HUBS:
-        _HUBS.append(make_hub(sessions=2))
-    talk = Talk(_HUBS[0])
-    talk.must("create", seed=2)
-    return talk

@@ -10,8 +10,7 @@ from safetensors.torch import load, save
 
 import draggan_fast as dg
 from draggan_fast import session_file
-from draggan_fast.session import UNDO_DEPTH
-from draggan_fast.session_state import Log, PackedMask
+from draggan_fast.session_state import UNDO_DEPTH, Log, PackedMask
 from tests.test_session import HANDLES, TARGETS, fingerprint, new_session
 
 
@@ -208,11 +207,11 @@ def test_undo_reaches_so_far_and_no_farther(small):
     for _ in range(UNDO_DEPTH + 5):
         session.reset()
     assert len(session.history) == UNDO_DEPTH
-    assert session.forget_oldest()
+    assert session.history.forget_oldest()
     assert sum(1 for _ in iter(session.undo, False)) == UNDO_DEPTH - 1
-    assert not session.can_undo
-    assert session.can_redo
-    assert not session.forget_oldest()
+    assert not session.history.can_undo
+    assert session.history.can_redo
+    assert not session.history.forget_oldest()
 
 
 def test_released_features_are_made_again(small, tmp_path):
@@ -333,7 +332,9 @@ def set_event(**event):
         lambda document, tensors: tensors.update({"mask.2": torch.ones(64, 64, dtype=torch.uint8)}),
         lambda document, tensors: tensors.update({"mask.2": tensors["mask.2"].float()}),
         lambda document, tensors: tensors.pop("mask.2"),
-        lambda document, tensors: document["events"].append({"kind": "points", "handle_points": [], "target_points": 1}),
+        lambda document, tensors: document["events"].append(
+            {"kind": "points", "handle_points": [], "target_points": 1}
+        ),
     ],
 )
 def test_hostile_documents_are_refused(small, change):
