@@ -196,15 +196,20 @@ class DragSession:
 
     def move_targets(self, target_points: Points) -> None:
         """New targets for the present handles while a drag is running; it stays one drag for ``undo``."""
-        self._require_points()
-        targets = as_points(target_points, "target_points", self.image_size)
-        if targets.shape[1] != len(self.handle_points):
-            raise DragError(f"{len(self.handle_points)} handle(s) but {targets.shape[1]} target(s).")
+        targets = self.check_targets(target_points)
         event = {"kind": "targets", "target_points": targets[0].tolist()}
         self._history.fork()
         self._change(
             target_points=targets.to(self.model.device), done=False, events=add_event(self._state.events, event)
         )
+
+    def check_targets(self, target_points: Points) -> Tensor:
+        """[1, N, 2] float32; raises the DragError that ``move_targets`` would, which then takes them."""
+        handles = self._require_points().handle_points
+        targets = as_points(target_points, "target_points", self.image_size)
+        if handles is not None and targets.shape != handles.shape:
+            raise DragError(f"{handles.shape[1]} handle(s) but {targets.shape[1]} target(s).")
+        return targets
 
     def set_mask(self, movable_mask: np.ndarray | Tensor | None) -> None:
         """[H, W], nonzero where the picture may change; None = everywhere. The rest is held as it is now.

@@ -86,7 +86,8 @@ def a_conversation(script):
         talk.conversation.receive(data)
         live = talk.live
         while live is not None and live.commands:
-            live.commands.popleft()()
+            live.obey()
+            live.follow()
         heard = talk.hear()
         answers = [m for m in heard if m["type"] in ("ok", "error")]
         if expected is not None and b'"type": "ack"' not in str(data).encode():

@@ -119,6 +119,20 @@ def test_targets_reflect_the_stamp_only_after_a_step(talk):
     assert talk.frames[-1].stamp == 9
 
 
+def test_of_targets_that_wait_only_the_last_are_worked_on_and_all_are_answered(talk, monkeypatch):
+    talk.must("points", **POINTS)
+    moved, move = [], dg.DragSession.move_targets
+    monkeypatch.setattr(dg.DragSession, "move_targets", lambda drag, to: (moved.append(to), move(drag, to)))
+    for index, (x, y) in enumerate([(11, 10), (12, 10), (99, 10), (14, 10)]):
+        talk.say("targets", targets=[[x, y]], stamp=index, id=100 + index)
+    talk.say("targets", targets=[[15, 10], [1, 1]], id=104)
+    talk.say("pause", id=105)
+    talk.hub.turns()
+    answers = {m["id"]: m.get("code", m["type"]) for m in talk.hear() if "id" in m}
+    assert answers == {100: "ok", 101: "ok", 102: "value", 103: "ok", 104: "value", 105: "ok"}
+    assert talk.live.drag.target_points.tolist() == [[14, 10]]
+
+
 def test_out_of_order(talk):
     for kind in ("undo", "redo", "hello"):
         assert talk.refused(kind, **({"version": 1} if kind == "hello" else {})) == "order"
