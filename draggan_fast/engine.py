@@ -11,6 +11,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,6 +153,14 @@ class FastEngine:
     def preview(self, whole: FrozenFeatures, w_plus: Tensor) -> Tensor:
         assert isinstance(whole.trace, Trace)
         return self.synthesis.preview(whole.trace, w_plus)
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """[1, image_channels, H, W], about −1…1 → uint8 [H, W, 3]."""
+    pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    if pixels.shape[2] < 3:  # grey
+        pixels = pixels[..., :1].expand(-1, -1, 3)
+    return pixels[..., :3].cpu().numpy().copy()
 
 
 def image_size(generator: Generator) -> tuple[int, int]:

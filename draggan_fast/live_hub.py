@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from .errors import DragError
 from .live_models import ServedModels
-from .live_session import LiveSession, Shared
+from .live_session import LiveSession, Said, Shared
 from .live_viewer import Viewer
 from .live_worker import LiveWorker
 from .loading import Model
@@ -149,7 +149,7 @@ class LiveHub:
             count = len(self._sessions)
         self.metrics.sessions(count)
 
-    def post(self, live: LiveSession, command: Callable[[], None]) -> None:
+    def post(self, live: LiveSession, command: Said | Callable[[], None]) -> None:
         live.post(command)
         if (worker := self._worker) is not None:
             worker.wake()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import live_pictures, protocol
 from .errors import DragError
@@ -52,12 +53,21 @@ class Shared:
     running: int = 0
 
 
+@dataclass(frozen=True)
+class Said:
+    """A viewer's message that waits for the session's turn. arrived: by time.perf_counter."""
+
+    viewer: Viewer
+    message: protocol.Message
+    arrived: float
+
+
 class LiveSession:
     """State machine: idle → running ⇄ waiting → paused, done, limit or failed (docs/protocol.md, ``status``)."""
 
     def __init__(self, session_id: str, shared: Shared) -> None:
         self.id, self.shared, self.metrics = session_id, shared, shared.metrics
-        self.commands: deque[Callable[[], None]] = deque()
+        self.commands: deque[Said | Callable[[], None]] = deque()
         self.drag: DragSession | None = None
         self.viewer: Viewer | None = None
         self.stats = Stats()
@@ -74,13 +84,40 @@ class LiveSession:
         self._stamp: tuple[int, float | None] = (0, None)  # of the targets that the next step goes towards
         self._shown_stamp: tuple[int, float | None] = (0, None)
         self._loss: float | None = None
+        self._moving: tuple[Tensor, int, float] | None = None  # targets [N, 2] to be followed, their stamp, its arrival
         self._clear_run()
 
     # --- the worker's view ------------------------------------------------------------------------------------------
 
-    def post(self, command: Callable[[], None]) -> None:
-        """Lets the worker call it in this session's next turn; from any thread."""
+    def post(self, command: Said | Callable[[], None]) -> None:
+        """Lets the worker heed or call it in this session's next turn; from any thread."""
         self.commands.append(command)
+
+    def obey(self) -> None:
+        """The oldest command."""
+        command = self.commands.popleft()
+        if not (isinstance(command, Said) and isinstance(command.message, protocol.MoveTargets)):
+            self.follow()
+        if isinstance(command, Said):
+            self.handle(command)
+        else:
+            command()
+
+    def follow(self) -> None:
+        """To the targets that were moved last: of those that waited behind each other only these are worth the work."""
+        moving, self._moving = self._moving, None
+        if moving is None:
+            return
+        targets, stamp, arrived = moving
+        drag, timeline = self._required
+        drag.move_targets(targets)
+        timeline.amend(drag.state)
+        self._stamp = (stamp, arrived)
+        self._steps_left = self._budget
+        if self.state == "waiting" or (self.state == "limit" and self._live):
+            self._enter("running")
+        elif self.state == "done":
+            self._enter("paused")
 
     @property
     def _busy(self) -> bool:
@@ -104,9 +141,10 @@ class LiveSession:
         shown = max(now, self._next_frame)  # when the next frame is due
         while True:
             while self.commands:
-                self.commands.popleft()()
+                self.obey()
                 if time.monotonic() >= until:
                     break
+            self.follow()
             if self.state == "running":
                 self._step()
             # subtle: a step that would end later than it should begins only if most of it still fits
@@ -143,12 +181,13 @@ class LiveSession:
         self._pause()
         self.drag.release()
 
-    def handle(self, viewer: Viewer, message: protocol.Message, arrived: float) -> None:
-        """Applies one message and answers it; a message that is refused changes nothing. arrived: perf_counter."""
+    def handle(self, said: Said) -> None:
+        """Applies one message (targets: when they are followed) and answers it; one that is refused changes nothing."""
+        viewer, message = said.viewer, said.message
         if viewer is not self.viewer:
             return
         try:
-            self._apply(message, arrived)
+            self._apply(message, said.arrived)
         except ProtocolError as error:
             answer = protocol.error(error.code, error.message, message.id)
         except DragError as error:
@@ -158,8 +197,8 @@ class LiveSession:
         else:
             if message.id is not None:
                 viewer.tell(protocol.ok(message.id))
-            self._tell_session()
-            self._tell_status()
+            if self._moving is None:
+                self._tell_status()
             return
         self.metrics.error(answer["code"])
         viewer.tell(answer)
@@ -207,14 +246,7 @@ class LiveSession:
                 self._stop("paused" if message.handles else "idle")
                 timeline.amend(drag.state)
             case protocol.MoveTargets():
-                drag.move_targets(message.targets)
-                timeline.amend(drag.state)
-                self._stamp = (message.stamp, arrived)
-                self._steps_left = self._budget
-                if self.state == "waiting" or (self.state == "limit" and self._live):
-                    self._enter("running")
-                elif self.state == "done":
-                    self._enter("paused")
+                self._moving = (drag.check_targets(message.targets)[0], message.stamp, arrived)
             case protocol.Start():
                 self._start(message.steps or drag.config.max_steps, message.live)
             case protocol.Step():
@@ -286,7 +318,7 @@ class LiveSession:
         if self.state in ("done", "waiting"):  # what is held is another thing now: the drag may go on
             self._stop("paused")
         while len(timeline) > 1 and held_bytes([*timeline.states, *drag.history]) > MAX_HELD_BYTES:
-            if not drag.forget_oldest():  # first what undo would go back to, then the beginning of the timeline
+            if not drag.history.forget_oldest():  # first what undo would go back to, then the beginning of the timeline
                 del timeline.states[0]
                 timeline.position = max(0, timeline.position - 1)
 
@@ -482,8 +514,8 @@ class LiveSession:
             "step": drag.steps,
             "timeline": len(timeline),
             "position": timeline.position,
-            "undo": drag.can_undo,
-            "redo": drag.can_redo,
+            "undo": drag.history.can_undo,
+            "redo": drag.history.can_redo,
             "handles": drag.handle_points.tolist(),
             "targets": drag.target_points.tolist(),
         }

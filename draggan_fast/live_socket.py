@@ -7,7 +7,6 @@ import contextlib
 import hmac
 import json
 import time
-from functools import partial
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -16,7 +15,7 @@ from . import protocol
 from .config import DragConfig
 from .live_hub import LiveHub
 from .live_models import settings
-from .live_session import MAX_COMMANDS, LiveSession
+from .live_session import MAX_COMMANDS, LiveSession, Said
 from .live_viewer import Viewer
 from .protocol import Limits, Message, ProtocolError
 from .version import __version__
@@ -130,7 +129,7 @@ class Conversation:
             raise ProtocolError("order", "There is no picture yet: send create, or upload a session.", message.id)
         if len(live.commands) >= MAX_COMMANDS:
             raise ProtocolError("rate", "More messages than can be worked on.", message.id)
-        self.hub.post(live, partial(live.handle, self.viewer, message, arrived))
+        self.hub.post(live, Said(self.viewer, message, arrived))
         if isinstance(message, protocol.Close):
             self.hub.forget(live)
             self.live = None

@@ -6,12 +6,15 @@ import argparse
 import logging
 import os
 import socket
-import sys
 import threading
 import webbrowser
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from .errors import DragError
+
+if TYPE_CHECKING:
+    from .server import LiveApp
 
 MISSING = "The server needs packages that are not installed; run pip install 'draggan-fast[serve]'."
 
@@ -19,7 +22,7 @@ MISSING = "The server needs packages that are not installed; run pip install 'dr
 def serve(arguments: argparse.Namespace) -> int:
     """Until Ctrl-C. Nothing but this machine can reach it, unless another address and a token are given."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401  (used below; what is missing is to be told first)
 
         from .live_security import LOOPBACK_HOSTS, is_loopback
         from .server import create_app
@@ -38,16 +41,23 @@ def serve(arguments: argparse.Namespace) -> int:
     if not 0 <= port <= 65535:
         raise DragError(f"--port must be from 0 to 65535, not {port}.")
     set_threads(arguments.threads)
-    listener = listen(host, port)
-    models = [load(name, arguments.device, arguments.precision) for name in arguments.model or [DEFAULT_MODEL]]
-    app = create_app(
-        models,
-        token=token,
-        # Behind a token a foreign name does no harm: its page does not know the token.
-        allowed_hosts=(*LOOPBACK_HOSTS, host) if local else ("*",),
-        allow_origins=arguments.allow_origin,
-        max_sessions=arguments.max_sessions,
-    )
+    with listen(host, port) as listener:
+        models = [load(name, arguments.device, arguments.precision) for name in arguments.model or [DEFAULT_MODEL]]
+        app = create_app(
+            models,
+            token=token,
+            # Behind a token a foreign name does no harm: its page does not know the token.
+            allowed_hosts=(*LOOPBACK_HOSTS, f"[{host}]" if ":" in host else host) if local else ("*",),
+            allow_origins=arguments.allow_origin,
+            max_sessions=arguments.max_sessions,
+        )
+        return run(app, listener, host, token, arguments.open)
+
+
+def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, open_page: bool) -> int:
+    """Serves until Ctrl-C."""
+    import uvicorn
+
     config = uvicorn.Config(
         app,
         ws="websockets-sansio",
@@ -58,35 +68,37 @@ def serve(arguments: argparse.Namespace) -> int:
         timeout_graceful_shutdown=1,
     )
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    server = uvicorn.Server(config)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}/"
     # In the part of the address that browsers do not send: it stays out of logs.
     complete = address + (f"#token={quote(token)}" if token else "")
     print(f"draggan-fast: {', '.join(app.live.models.names)} at {address} (Ctrl-C ends it)", flush=True)
-    if arguments.open:
+    if open_page:
         threading.Timer(0.5, webbrowser.open, [complete]).start()
     try:
-        server.run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         pass  # uvicorn raises the signal again once it has shut down
     finally:
         ended = app.live.stop()
     print("draggan-fast: stopped", flush=True)
     if not ended:  # a long step is still being computed, and nobody will see it
-        sys.stdout.flush()
         os._exit(0)
     return 0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound before any model is loaded, so that a taken port is known at once. Raises DragError."""
+    """A socket that listens before any model is loaded, so that a taken port is known at once. Raises DragError."""
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         if os.name == "posix":  # elsewhere the option means another thing
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise DragError(f"Cannot listen at {host}, port {port}: {error.strerror or error}.") from None
     return listener

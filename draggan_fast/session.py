@@ -6,10 +6,9 @@ A step is: features of the current latent → track the handles → stop test �
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .arithmetic import reproducible
 from .config import DragConfig
-from .engine import Features, make_engine
+from .engine import Features, as_picture, make_engine
 from .errors import DragError
 from .inputs import Points, as_points, is_whole
 from .loading import Model
 from .session_state import (
+    History,
     PackedMask,
     SessionState,
     StepResult,
@@ -37,7 +38,6 @@ from .start_latent import check_start, given_latent, seed_latent
 from .views import FeatureView
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch's Adam defaults, which the published program uses
-UNDO_DEPTH = 64
 
 
 class DragSession:
@@ -83,8 +83,7 @@ class DragSession:
                 raise DragError("The rows of the start latent differ: drag it in space 'w_plus', not 'w'.")
             self._owner = object()
             self._state = self._fresh_state(self._start_config)
-        self._undo: list[SessionState] = []
-        self._redo: list[SessionState] = []
+        self._history = History()
         self._engine = make_engine(
             model.generator, model.device, self.config.feature_block, noise, self.config.engine, model.precision
         )
@@ -171,11 +170,11 @@ class DragSession:
                 f"{handles.shape[1]} handle(s) but {targets.shape[1]} target(s): give one target per handle."
             )
         event = {"kind": "points", "handle_points": handles[0].tolist(), "target_points": targets[0].tolist()}
-        self._redo.clear()
+        self._history.fork()
         self._change(
             handle_points=handles.to(self.model.device),
             target_points=targets.to(self.model.device),
-            references=self._kept_references(handles),
+            references=self._state.references_of(handles),
             moved=False,
             done=False,
             drag_open=False,
@@ -184,7 +183,7 @@ class DragSession:
 
     def remove_points(self) -> None:
         """Takes all handles and targets away; the picture stays as it is."""
-        self._redo.clear()
+        self._history.fork()
         self._change(
             handle_points=None,
             target_points=None,
@@ -197,15 +196,20 @@ class DragSession:
 
     def move_targets(self, target_points: Points) -> None:
         """New targets for the present handles while a drag is running; it stays one drag for ``undo``."""
-        self._require_points()
-        targets = as_points(target_points, "target_points", self.image_size)
-        if targets.shape[1] != len(self.handle_points):
-            raise DragError(f"{len(self.handle_points)} handle(s) but {targets.shape[1]} target(s).")
+        targets = self.check_targets(target_points)
         event = {"kind": "targets", "target_points": targets[0].tolist()}
-        self._redo.clear()
+        self._history.fork()
         self._change(
             target_points=targets.to(self.model.device), done=False, events=add_event(self._state.events, event)
         )
+
+    def check_targets(self, target_points: Points) -> Tensor:
+        """[1, N, 2] float32; raises the DragError that ``move_targets`` would, which then takes them."""
+        handles = self._require_points().handle_points
+        targets = as_points(target_points, "target_points", self.image_size)
+        if handles is not None and targets.shape != handles.shape:
+            raise DragError(f"{handles.shape[1]} handle(s) but {targets.shape[1]} target(s).")
+        return targets
 
     def set_mask(self, movable_mask: np.ndarray | Tensor | None) -> None:
         """[H, W], nonzero where the picture may change; None = everywhere. The rest is held as it is now.
@@ -213,7 +217,7 @@ class DragSession:
         Raises DragError and changes nothing if the size differs or nothing at all may change.
         """
         if movable_mask is None:
-            self._redo.clear()
+            self._history.fork()
             self._set_mask(None)
             return
         if isinstance(movable_mask, Tensor):
@@ -230,7 +234,7 @@ class DragSession:
             raise DragError("The mask holds NaN or infinite values.")
         if not mask.any():
             raise DragError("The mask is zero everywhere: nothing may change. Mark the movable region with 1 (white).")
-        self._redo.clear()
+        self._history.fork()
         self._set_mask(torch.from_numpy(mask != 0).float())
 
     def configure(self, **changes: Any) -> None:
@@ -244,7 +248,7 @@ class DragSession:
         changed = changed_settings(self.config, config)
         if not changed:
             return
-        self._redo.clear()
+        self._history.fork()
         self._change(
             config=config,
             done=self._state.done and "stop_distance" not in changed,
@@ -260,8 +264,8 @@ class DragSession:
         if not isinstance(state, SessionState) or state.owner is not self._owner:
             raise DragError("restore takes what this session's own state was; this is not one.")
         if undoable:
-            self._remember(self._state)
-        self._redo.clear()
+            self._history.remember(self._state)
+        self._history.fork()
         self._adopt(state)
 
     def step(self) -> StepResult:
@@ -277,8 +281,7 @@ class DragSession:
         with reproducible(self.model.device):
             result, changes = self._compute_step()
         if not state.drag_open:
-            self._remember(state)
-            self._redo.clear()
+            self._history.remember(state)
         self._change(
             **changes,
             done=result.done,
@@ -348,8 +351,7 @@ class DragSession:
 
         ``undo`` takes it back.
         """
-        self._remember(self._state)
-        self._redo.clear()
+        self._history.remember(self._state)
         mask, config = self._state.movable_mask, self.config
         self._adopt(self._fresh_state(config))
         if mask is not None:
@@ -360,31 +362,22 @@ class DragSession:
 
         A drag is what was stepped since the points or the mask were set.
         """
-        return self._swap(self._undo, self._redo)
+        before = self._history.back(self._state)
+        if before is not None:
+            self._adopt(before)
+        return before is not None
 
     def redo(self) -> bool:
         """Does the last undone drag again; False if there is none, or points, mask or settings were set since."""
-        return self._swap(self._redo, self._undo)
+        after = self._history.forward(self._state)
+        if after is not None:
+            self._adopt(after)
+        return after is not None
 
     @property
-    def can_undo(self) -> bool:
-        return bool(self._undo)
-
-    @property
-    def can_redo(self) -> bool:
-        return bool(self._redo)
-
-    @property
-    def history(self) -> tuple[SessionState, ...]:
-        """The states that ``undo`` and ``redo`` go to: what they hold costs memory."""
-        return (*self._undo, *self._redo)
-
-    def forget_oldest(self) -> bool:
-        """``undo`` no longer reaches as far; False if there is nothing to forget."""
-        if not self._undo:
-            return False
-        del self._undo[0]
-        return True
+    def history(self) -> History:
+        """What ``undo`` and ``redo`` can reach; what it holds costs memory."""
+        return self._history
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the session (.safetensors: tensors, and JSON in the metadata), atomically."""
@@ -523,20 +516,6 @@ class DragSession:
             return present
         return torch.where(state.references.isnan(), present, state.references)
 
-    def _kept_references(self, handles: Tensor) -> Tensor | None:
-        """For each new handle the reference of the present handle on the same pixel, or a NaN row."""
-        state = self._state
-        if state.references is None or state.handle_points is None:
-            return None
-        kept = torch.full((1, handles.shape[1], state.references.shape[2]), torch.nan, device=state.references.device)
-        present = [tuple(p) for p in state.handle_points[0].tolist()]
-        for index, point in enumerate(handles[0].tolist()):
-            if tuple(point) in present:
-                match = present.index(tuple(point))
-                present[match] = ()  # each present handle continues as one handle at most
-                kept[0, index] = state.references[0, match]
-        return kept
-
     @torch.no_grad()
     def _mask_feature(self) -> Tensor:
         """The feature that the mask loss holds on to: that of the latent when the mask was set."""
@@ -569,18 +548,6 @@ class DragSession:
     def _adopt(self, state: SessionState) -> None:
         self._state, self._whole, self._near, self._feature0 = state, None, None, None
 
-    def _remember(self, state: SessionState) -> None:
-        """What ``undo`` goes back to next."""
-        self._undo.append(state)
-        del self._undo[:-UNDO_DEPTH]
-
-    def _swap(self, source: list[SessionState], other: list[SessionState]) -> bool:
-        if not source:
-            return False
-        other.append(self._state)
-        self._adopt(source.pop())
-        return True
-
     def _set_mask(self, mask: Tensor | None) -> None:
         packed = None if mask is None else PackedMask.of(mask.bool().numpy())
         with reproducible(self.model.device):
@@ -597,27 +564,3 @@ class DragSession:
         if self._state.handle_points is None:
             raise DragError("No points are set: call set_points(handle_points, target_points) first.")
         return self._state
-
-
-@contextlib.contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
-    """Gradients in full float32, whatever mode the caller is in (no_grad, inference_mode, autocast, TF32)."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        torch.set_float32_matmul_precision("highest")
-        if device.type == "cuda":
-            stack.enter_context(
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-            )
-        yield
-
-
-def as_picture(image: Tensor) -> np.ndarray:
-    """[1, image_channels, H, W], about −1…1 → uint8 [H, W, 3]."""
-    pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-    if pixels.shape[2] < 3:  # grey
-        pixels = pixels[..., :1].expand(-1, -1, 3)
-    return pixels[..., :3].cpu().numpy().copy()

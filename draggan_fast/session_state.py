@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .config import DragConfig
 from .errors import DragError
 
 T = TypeVar("T")
+UNDO_DEPTH = 64
 CONFIGURABLE = ("lr", "r1", "r2", "lambda_mask", "reg", "stop_distance", "max_steps")  # while a session is alive
 
 
@@ -107,6 +109,73 @@ class SessionState:
     drag_open: bool = False  # a step has been made since the points were set
     trajectory: Log[StepResult] = field(default_factory=Log)
     events: Log[Event] = field(default_factory=Log)  # what was done, in order: enough to do it again
+
+    def references_of(self, handles: Tensor) -> Tensor | None:
+        """For each new handle [1, N, 2] the reference of the present handle on the same pixel, or a NaN row."""
+        if self.references is None or self.handle_points is None:
+            return None
+        kept = torch.full((1, handles.shape[1], self.references.shape[2]), torch.nan, device=self.references.device)
+        present = [tuple(p) for p in self.handle_points[0].tolist()]
+        for index, point in enumerate(handles[0].tolist()):
+            if tuple(point) in present:
+                match = present.index(tuple(point))
+                present[match] = ()  # each present handle continues as one handle at most
+                kept[0, index] = self.references[0, match]
+        return kept
+
+
+class History:
+    """The states that undo goes back to, and those that redo goes forward to; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._before: list[SessionState] = []
+        self._after: list[SessionState] = []
+
+    def __iter__(self) -> Iterator[SessionState]:
+        yield from self._before
+        yield from self._after
+
+    def __len__(self) -> int:
+        return len(self._before) + len(self._after)
+
+    @property
+    def can_undo(self) -> bool:
+        return bool(self._before)
+
+    @property
+    def can_redo(self) -> bool:
+        return bool(self._after)
+
+    def remember(self, state: SessionState) -> None:
+        """This state can be gone back to, and nothing be redone any more."""
+        self._before.append(state)
+        del self._before[:-UNDO_DEPTH]
+        self.fork()
+
+    def fork(self) -> None:
+        """Something else is done now: nothing can be redone any more."""
+        self._after.clear()
+
+    def forget_oldest(self) -> bool:
+        """False if there is nothing to forget."""
+        if self._before:
+            del self._before[0]
+            return True
+        return False
+
+    def back(self, present: SessionState) -> SessionState | None:
+        """The state before, if there is one; ``present`` can then be redone."""
+        if not self._before:
+            return None
+        self._after.append(present)
+        return self._before.pop()
+
+    def forward(self, present: SessionState) -> SessionState | None:
+        """The state that was undone last, if nothing was done since."""
+        if not self._after:
+            return None
+        self._before.append(present)
+        return self._after.pop()
 
 
 @dataclass(frozen=True, eq=False)
