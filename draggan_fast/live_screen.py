@@ -15,8 +15,8 @@ SHARP_AFTER = 0.2  # seconds of rest, in live mode, before a full picture follow
 
 
 class Screen:
-    """Times are those of ``time.monotonic``; only in ``stamp``, that of the targets that the picture reflects and when they
-    arrived, it is ``time.perf_counter``."""
+    """Times are those of ``time.monotonic``; only in ``stamp``, that of the targets that the picture reflects and when
+    they arrived, it is ``time.perf_counter``."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
