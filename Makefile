@@ -28,7 +28,7 @@ serve: setup
 	$(BIN)/draggan-fast serve $(SERVE)
 
 test: setup check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 check: setup
 	$(BIN)/python tools/check.py

@@ -2,8 +2,8 @@
 
 import contextlib
 import json
-import os
 import math
+import os
 import subprocess
 import sys
 from functools import partial
