@@ -121,6 +121,21 @@ def test_only_the_ops_files_touch_torch_ops():
         )
 
 
+def test_who_needs_the_packages_of_the_extra_serve():
+    """And protocol.py needs nothing but the standard library: clients read frames with it."""
+    users = {
+        "starlette": {"live_exports", "live_security", "live_socket", "server"},
+        "uvicorn": {"serve_command"},
+        "prometheus_client": {"metrics"},
+        "torch": {"protocol", "live_viewer", "live_worker", "live_stats", "metrics"},
+    }
+    found = {path.stem: absolute_imports(path, "draggan_fast") for path in PACKAGE.glob("*.py")}
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        assert {m for m, names in found.items() if any(n.split(".")[0] == package for n in names)} == users[package]
+    for module in users["torch"]:
+        assert not any(name.split(".")[0] == "torch" for name in found[module]), module
+
+
 def test_kernels_import_nothing_of_the_package():
     for path in (ROOT / "kernels").glob("*.py"):
         imported = absolute_imports(path, "draggan_fast.kernels")
