@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -62,11 +62,11 @@ class Guard:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008, "reason": reason})  # before accept: HTTP 403
             else:
-                await PlainTextResponse(reason + "\n", status)(scope, receive, self.marked(scope, headers, send))
+                await JSONResponse({"error": reason}, status)(scope, receive, self.marked(scope, headers, send))
             return
         if scope["type"] == "http":
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                await PlainTextResponse("", 204)(scope, receive, self.marked(scope, headers, send))
+                await Response(status_code=204)(scope, receive, self.marked(scope, headers, send))
                 return
             send = self.marked(scope, headers, send)
         await self.app(scope, receive, send)

@@ -16,11 +16,11 @@ from torch import Tensor
 from . import live_pictures, protocol
 from .errors import DragError
 from .live_models import ServedModels
-from .live_stats import Stats
+from .live_screen import Screen
 from .live_timeline import Timeline, held_bytes
 from .live_viewer import Viewer
 from .metrics import Metrics
-from .protocol import Frame, ProtocolError
+from .protocol import ProtocolError
 from .session import DragSession
 from .session_state import SessionState, changed_settings
 
@@ -30,7 +30,6 @@ MAX_RECORD_BYTES = 24 << 20  # of the steps made, which are all kept: some 50,00
 MAX_HELD_BYTES = 24 << 20  # of latents and masks in the timeline and the undo history
 MAX_COMMANDS = 500  # of one session that wait for its turn
 MAX_FEATURE_BYTES = 12 << 20  # of a picture's features while others have their turns
-SHARP_AFTER = 0.2  # seconds of rest, in live mode, before a full picture follows the previews
 NO_PICTURE = "There is no picture yet: send create, or upload a session."
 
 
@@ -70,20 +69,17 @@ class LiveSession:
         self.commands: deque[Said | Callable[[], None]] = deque()
         self.drag: DragSession | None = None
         self.viewer: Viewer | None = None
-        self.stats = Stats()
+        self.screen = Screen(self.metrics)
         self._gone_since = time.monotonic()
         self._timeline: Timeline | None = None
         self._ready_since: float | None = None  # it has been wanting a turn since then
-        self._next_frame = self._next_status = 0.0
-        self._frame_owed = self._scrubbed = self._session_due = self._previews = False
+        self._next_status = 0.0
+        self._session_due = self._scrubbing = False
         self._last_status: dict[str, Any] = {}
         self._feature_bytes = 0
-        self._sharp_at = 0.0
         self.state = "idle"
         self._budget = self._steps_left = 0
         self._stamp: tuple[int, float | None] = (0, None)  # of the targets that the next step goes towards
-        self._shown_stamp: tuple[int, float | None] = (0, None)
-        self._loss: float | None = None
         self._moving: tuple[Tensor, int, float] | None = None  # targets [N, 2] to be followed, their stamp, its arrival
         self._clear_run()
 
@@ -128,17 +124,17 @@ class LiveSession:
             return 0.0
         if self.viewer is None:
             return self._gone_since + self.shared.idle_seconds
-        return self._next_frame if self._frame_owed and self.viewer.wants_frame() else None
+        return None if self.drag is None else self.screen.wakes_at(self.viewer)
 
     def turn(self, until: float) -> None:
         now = time.monotonic()
         if self._ready_since is not None:
-            self.stats.waited((now - self._ready_since) * 1e3)
+            self.screen.stats.waited((now - self._ready_since) * 1e3)
             self._ready_since = None
         if not self.commands and self.viewer is None and now >= self._gone_since + self.shared.idle_seconds:
             self.shared.ended(self)
             return
-        shown = max(now, self._next_frame)  # when the next frame is due
+        shown = max(now, self.screen.due)  # when the next frame is due
         while True:
             while self.commands:
                 self.obey()
@@ -148,7 +144,7 @@ class LiveSession:
             if self.state == "running":
                 self._step()
             # subtle: a step that would end later than it should begins only if most of it still fits
-            later = time.monotonic() + self.stats.step_seconds / 2
+            later = time.monotonic() + self.screen.stats.step_seconds / 2
             if later > until or (self.state == "running" and later > shown) or not self._busy:
                 break
         self._tell_status()
@@ -167,8 +163,8 @@ class LiveSession:
         self.viewer = viewer
         self._last_status = {}
         if self.drag is not None:
-            self._session_due = self._frame_owed = True
-            self._next_frame = 0.0
+            self._session_due = self.screen.owed = True
+            self.screen.due = 0.0
 
     def detach(self, viewer: Viewer) -> None:
         """The viewer has gone away: the picture pauses, and is kept for a while."""
@@ -272,7 +268,7 @@ class LiveSession:
                 self._scrubbing = True
                 timeline.go(message.index)
                 self._moved(before)
-                self._scrubbed = True
+                self.screen.scrubbed = True
             case protocol.Mask():
                 drag.set_mask(live_pictures.stroke_mask(message, drag.movable_mask, drag.image_size))
                 self._masked()
@@ -298,19 +294,15 @@ class LiveSession:
         self.drag, self._timeline = drag, Timeline(drag.state)
         network, block = drag.model.config, drag.config.feature_block
         self._feature_bytes = sum(8 * network.channels[b] * (4 << b) ** 2 for b in range(block + 1))
-        self.stats = Stats()
+        self.screen.clear()
         self._stop("idle")
         self._clear_run()
-        self._session_due = self._frame_owed = True
-        self._next_frame = 0.0
-        self._scrubbed = False
+        self._session_due = True
 
     def _clear_run(self) -> None:
         self._message, self._live, self._ending = "", False, "limit"
         self._budget = self._steps_left = 0
-        self._stamp = self._shown_stamp = (0, None)
-        self._loss = None
-        self._scrubbing = False
+        self._stamp, self._moving, self._scrubbing = (0, None), None, False
 
     def _masked(self) -> None:
         drag, timeline = self._required
@@ -327,17 +319,15 @@ class LiveSession:
         drag, _ = self._required
         points = drag.state.handle_points is not None
         self._stop("done" if drag.done else "paused" if points else "idle")
-        self._loss = None
-        self._scrubbed = False
-        self._frame_owed = True
+        self.screen.loss, self.screen.scrubbed, self.screen.owed = None, False, True
         same_mask = before.movable_mask is drag.state.movable_mask
         self._session_due |= not same_mask or bool(changed_settings(before.config, drag.config))
 
     def _look(self, message: protocol.View) -> None:
         assert self.viewer is not None
         self.viewer.look(message)
-        self._previews = self._wants_previews()
-        self._frame_owed = self.drag is not None
+        self.screen.choose(self.viewer)
+        self.screen.owed = True
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -356,13 +346,11 @@ class LiveSession:
         now = time.monotonic()
         if state == "running" and self.state != "running":
             self.shared.running += 1
-            self._previews = self._wants_previews()
-            self.stats.begin()
+            self.screen.begin(self.viewer)
             self._next_status = now + STATUS_SECONDS
         elif state != "running" and self.state == "running":
             self.shared.running -= 1
-            self._frame_owed = True
-            self._sharp_at = now + SHARP_AFTER if state == "waiting" else 0.0
+            self.screen.rest(state == "waiting")
             self._ready_since = None
         self.state, self._message = state, message
 
@@ -390,99 +378,38 @@ class LiveSession:
             result = drag.step()
         except Exception as error:
             known = isinstance(error, DragError)
-            told = protocol.error("value", str(error)) if known else self._failure(error)
-            self._live = False
-            self._enter("failed", told["message"])
-            self.metrics.error(told["code"])
-            if self.viewer is not None:
-                self.viewer.tell(told)
+            self._fail(protocol.error("value", str(error)) if known else self._failure(error))
             return
         self._steps_left -= 1
-        self._loss = result.loss
-        self._shown_stamp, self._scrubbed = self._stamp, False
+        self.screen.loss, self.screen.stamp, self.screen.scrubbed = result.loss, self._stamp, False
         timeline.add(drag.state)
         seconds = time.perf_counter() - start
-        self.stats.stepped(seconds * 1e3)
+        self.screen.stats.stepped(seconds * 1e3)
         self.metrics.stage("step", seconds)
         if result.done:
             self._enter("waiting" if self._live else "done")
         elif not self._steps_left:
             self._enter(self._ending)
 
-    # --- what is shown ----------------------------------------------------------------------------------------------
-
-    def _wants_previews(self) -> bool:
-        """Whether frames are previews while running; decided when a run begins, so that they do not alternate."""
-        if self.viewer is None:
-            return False
-        view = self.viewer.view
-        too_slow = self.stats.step_seconds + self.stats.full_seconds > view.period
-        return view.preview == "always" or (view.preview == "auto" and too_slow)
+    # --- what is told and shown --------------------------------------------------------------------------------------
 
     def _show(self) -> None:
-        """A frame, if one is due and the viewer can take it."""
-        viewer, drag, now = self.viewer, self.drag, time.monotonic()
-        running = self.state == "running"
-        if viewer is None or drag is None or not (running or self._frame_owed):
+        if self.viewer is None or self.drag is None:
             return
-        if now + self.stats.step_seconds / 2 < self._next_frame:
-            return
-        if not viewer.wants_frame():
-            if running:
-                self.stats.dropped += 1
-                self._next_frame = now + viewer.view.period
-            return
-        resting = running is False and now >= self._sharp_at
-        preview = self._previews and (not resting or viewer.view.preview == "always")
         try:
-            frame = self._frame(drag, viewer, preview)
+            self.screen.show(self.viewer, self.drag, self.state == "running")
         except Exception as error:
-            told = self._failure(error)
-            self._live = False
-            self._enter("failed", told["message"])
-            self._frame_owed = False
-            viewer.tell(told)
+            self._fail(self._failure(error))
+            self.screen.owed = False
             self._tell_status()
-            return
-        viewer.offer(frame)
-        self._frame_owed = not running and not resting and frame.flags & protocol.FLAG_PREVIEW > 0
-        # A steady rhythm, without making up for what was missed.
-        self._next_frame = max(self._next_frame + viewer.view.period, now + viewer.view.period / 2)
-        if self._frame_owed:
-            self._next_frame = max(self._next_frame, self._sharp_at)
-        elif not running:
-            drag.release()
 
-    def _frame(self, drag: DragSession, viewer: Viewer, preview: bool) -> Frame:
-        start = time.perf_counter()
-        picture = drag.preview() if preview else drag.render()
-        rendered = time.perf_counter()
-        data = live_pictures.encode(picture, viewer.view.format, viewer.view.quality)
-        encoded = time.perf_counter()
-        handles, targets = drag.handle_points, drag.target_points
-        distances = ((handles - targets) ** 2).sum(axis=1) ** 0.5
-        flags = (
-            protocol.FLAG_PREVIEW * (picture.shape[0] < drag.image_size[0])
-            + protocol.FLAG_DONE * drag.done
-            + protocol.FLAG_RUNNING * (self.state == "running")
-            + protocol.FLAG_TIMELINE * self._scrubbed
-        )
-        times = self.stats.shown((rendered - start) * 1e3, (encoded - rendered) * 1e3, full=not preview)
-        self.metrics.stage("render", rendered - start)
-        self.metrics.stage("encode", encoded - rendered)
-        stamp, arrived = self._shown_stamp
-        return Frame(
-            viewer.view.format,
-            flags,
-            drag.steps,
-            stamp,
-            (picture.shape[1], picture.shape[0]),
-            *times,
-            self._loss,
-            tuple((float(x), float(y), float(d)) for (x, y), d in zip(handles, distances)),
-            data,
-            arrived if stamp else None,
-        )
+    def _fail(self, told: dict[str, Any]) -> None:
+        """Stopped by an error, of which the viewer is told; the picture is what it was."""
+        self._live = False
+        self._enter("failed", told["message"])
+        self.metrics.error(told["code"])
+        if self.viewer is not None:
+            self.viewer.tell(told)
 
     def _tell_session(self) -> None:
         if self.viewer is not None and self.drag is not None and self._session_due:
@@ -504,7 +431,7 @@ class LiveSession:
             viewer.tell(status)
         if running and now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
-            viewer.tell(self.stats.message(viewer, self.metrics))
+            viewer.tell(self.screen.stats.message(viewer, self.metrics))
 
     def status(self) -> dict[str, Any]:
         drag, timeline = self._required

@@ -101,7 +101,7 @@ class Talk:
         while True:
             self.hub.turns()
             heard += self.hear()
-            if not self.live._frame_owed and self.live.state != "running":
+            if not self.live.screen.owed and self.live.state != "running":
                 return heard
             assert time.monotonic() < deadline
             time.sleep(0.002)

@@ -315,7 +315,7 @@ def test_a_viewer_that_does_not_acknowledge_gets_two_frames_and_then_the_newest(
         time.sleep(0.002)
     assert talk.viewer._sent == sent + 2
     assert talk.live.drag.steps == 40
-    assert talk.live.stats.dropped > 0
+    assert talk.live.screen.stats.dropped > 0
     assert not talk.viewer.wants_frame()
     talk.viewer.ack(talk.viewer._sent)
     talk.settle()
@@ -397,6 +397,7 @@ def test_a_viewer_without_a_picture_holds_no_place():
     hub = make_hub(sessions=1)
     talk = Talk(hub)
     assert talk.ask("create", seed=1, label=3)[0]["code"] == "value"
+    assert talk.live.wakes_at() is None
     talk.conversation.end()
     hub.turns()
     other = Talk(hub)

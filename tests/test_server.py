@@ -430,6 +430,21 @@ def test_mounted_and_forgotten_it_starts_with_the_first_viewer():
     assert live.live.stop()
 
 
+def test_a_mounted_token_guards_what_it_should():
+    app = Starlette(routes=[Mount("/drag", dg.create_app(tiny_model(), token="s3cret"))])
+    with running(app) as port:
+        assert get(port, "/drag/healthz")[0] == 503
+        assert get(port, "/drag/")[0] == 200
+        assert get(port, "/drag/static/none.js")[0] == 404
+        for path in ("/drag/api/models", "/drag/metrics", "/drag/healthz/x", "/drag/static", "/drag"):
+            status, _, body = get(port, path)
+            assert status in (401, 307), path
+            assert status == 307 or "token" in json.loads(body)["error"]
+        assert get(port, "/drag/api/models", Authorization="Bearer s3cret")[0] == 200
+        with Client(port, path="/drag/ws", token="s3cret") as client:
+            client.create()
+
+
 def test_an_app_can_be_run_twice():
     app = dg.create_app(tiny_model())
     for _ in range(2):
