@@ -85,7 +85,7 @@ def replay(arguments: argparse.Namespace) -> int:
     out = check_output(arguments.out, (".png", ".webp")) if arguments.out else None
     model = None
     if arguments.model is not None or arguments.device != "auto":
-        named = arguments.model or session_file.read_file(Path(arguments.session))[0].get("model", {}).get("source", "")
+        named = arguments.model or session_file.recorded_source(arguments.session)
         model = load(named, arguments.device)
     found = session_file.replay_session(arguments.session, model)
     if out:

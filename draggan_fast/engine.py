@@ -7,14 +7,13 @@ the fast one with ``FrozenSynthesis``. In float32 both agree to rounding.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,6 +93,11 @@ class Engine(Protocol):
         """[1, image_channels, H, W], about −1…1; the same w_plus as for ``whole``."""
         ...
 
+    def preview(self, whole: Any, w_plus: Tensor) -> Tensor:
+        """[1, image_channels, h, w]: what the ToRGB layers up to the feature block make, in its resolution; the picture
+        itself where there are none."""
+        ...
+
 
 @dataclass(frozen=True)
 class GraphFeatures:
@@ -127,6 +131,10 @@ class ReferenceEngine:
     @torch.no_grad()
     def picture(self, whole: GraphFeatures, w_plus: Tensor) -> Tensor:
         return self.generator.render(whole.activations, w_plus)
+
+    @torch.no_grad()
+    def preview(self, whole: GraphFeatures, w_plus: Tensor) -> Tensor:
+        return self.generator.preview(whole.activations, w_plus)
 
 
 @dataclass(frozen=True)
@@ -193,6 +201,18 @@ class FastEngine:
     def picture(self, whole: FrozenFeatures, w_plus: Tensor) -> Tensor:
         assert isinstance(whole.trace, Trace)
         return self.synthesis.render(whole.trace, w_plus)
+
+    def preview(self, whole: FrozenFeatures, w_plus: Tensor) -> Tensor:
+        assert isinstance(whole.trace, Trace)
+        return self.synthesis.preview(whole.trace, w_plus)
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """[1, image_channels, H, W], about −1…1 → uint8 [H, W, 3]."""
+    pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    if pixels.shape[2] < 3:  # grey
+        pixels = pixels[..., :1].expand(-1, -1, 3)
+    return pixels[..., :3].cpu().numpy().copy()
 
 
 def seen(feature: Tensor) -> Tensor:
@@ -271,19 +291,3 @@ def make_engine(
         kind = CompiledSynthesis if compiles(device) else FrozenSynthesis
         kept[key] = Shared(kind(generator, block, DTYPES[resolved], noise), OrderedDict())
     return FastEngine(kept[key].synthesis, resolved, image_size(generator), kept[key].captured)
-
-
-@contextlib.contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
-    """Gradients in full float32, whatever mode the caller is in (no_grad, inference_mode, autocast, TF32)."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        torch.set_float32_matmul_precision("highest")
-        if device.type == "cuda":
-            stack.enter_context(
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-            )
-        yield

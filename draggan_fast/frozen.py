@@ -223,8 +223,21 @@ class FrozenSynthesis:
         maps = trace.maps
         if self.later:
             maps += self._run(self.later, maps[-1], self._modulation_of(self.later, w_plus, len(self.layers)))[1:]
+        return self._rgb(self.rgb, maps, w_plus)
+
+    @torch.no_grad()
+    def preview(self, trace: Trace, w_plus: Tensor) -> Tensor:
+        """What the ToRGB layers of ``forward``'s blocks make (same w_plus): [B, image_channels, h, w] float32, h and w
+        the feature's. Without any such layer it is ``render``."""
+        first = self.rgb[: self.block + 1]
+        if first[-1] is None:
+            return self.render(trace, w_plus)
+        return self._rgb(first, trace.maps, w_plus)
+
+    def _rgb(self, layers: Sequence[FrozenRgb | None], maps: Sequence[Tensor], w_plus: Tensor) -> Tensor:
+        """The sum of these ToRGB layers, block 0 first, in the resolution of the last."""
         image: Tensor | None = None
-        for block, rgb in enumerate(self.rgb):
+        for block, rgb in enumerate(layers):
             if image is not None:
                 image = upsample(image, self.taps)
             if rgb is not None:

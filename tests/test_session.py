@@ -1,6 +1,5 @@
 """DragSession: points, masks, undo, saving, replaying; bad input changes nothing."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -451,7 +450,7 @@ def test_a_step_without_points(small):
 
 def test_a_step_that_is_not_finite_is_taken_back(small):
     session = new_session(small)
-    session.config = dataclasses.replace(session.config, lr=1e6)
+    session.configure(lr=1e6)
     session._change(adam_mean=torch.full_like(session._state.adam_mean, 1e38))
     before = fingerprint(session)
     with pytest.raises(dg.DragError, match="not finite"):
