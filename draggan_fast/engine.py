@@ -57,7 +57,10 @@ class Shared(NamedTuple):
     captured: OrderedDict[Any, Any]
 
 
-_frozen: weakref.WeakKeyDictionary[Generator, dict[tuple[Any, ...], Shared]] = weakref.WeakKeyDictionary()
+# Of every network that is alive the last few: packed weights are as large as the network twice over. Sessions keep
+# what they use in any case.
+KEPT = 2
+_frozen: weakref.WeakKeyDictionary[Generator, OrderedDict[tuple[Any, ...], Shared]] = weakref.WeakKeyDictionary()
 
 
 class Features(Protocol):
@@ -208,7 +211,9 @@ class FastEngine:
 
 
 def as_picture(image: Tensor) -> np.ndarray:
-    """[1, image_channels, H, W], about −1…1 → uint8 [H, W, 3]."""
+    """[1, image_channels, H, W], about −1…1 → uint8 [H, W, 3]. Raises DragError rather than show what is not finite."""
+    if not bool(torch.isfinite(image).all()):
+        raise DragError("The picture of this latent is not finite: it is too far from what the network knows.")
     pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
     if pixels.shape[2] < 3:  # grey
         pixels = pixels[..., :1].expand(-1, -1, 3)
@@ -285,9 +290,17 @@ def make_engine(
     name, resolved = resolve(generator, device, engine, precision)
     if name == "reference":
         return ReferenceEngine(generator, block, noise)
-    kept = _frozen.setdefault(generator, {})
-    key = (block, resolved, noise, device)
+    kept = _frozen.setdefault(generator, OrderedDict())
+    key = (block, resolved, noise, device, changes_of(generator))
     if key not in kept:
         kind = CompiledSynthesis if compiles(device) else FrozenSynthesis
         kept[key] = Shared(kind(generator, block, DTYPES[resolved], noise), OrderedDict())
+    kept.move_to_end(key)
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
     return FastEngine(kept[key].synthesis, resolved, image_size(generator), kept[key].captured)
+
+
+def changes_of(generator: Generator) -> int:
+    """A number that grows when somebody writes to the network's weights: what was packed before is then another's."""
+    return sum(0 if p.is_inference() else p._version for p in generator.parameters())

@@ -471,6 +471,7 @@ def test_a_step_that_is_not_finite_is_taken_back(small):
         ({"seed": 0, "noise": "random"}, "noise"),
         ({"w": np.zeros((3, 512))}, "w must have the shape"),
         ({"w": np.full(512, np.inf)}, "NaN or infinite"),
+        ({"w": np.full(512, 1e19)}, "beyond"),
         ({"seed": 0, "config": dg.DragConfig(feature_block=5)}, "feature_block 5 does not exist"),
         ({"seed": 0, "config": dg.DragConfig(feature_block=4, layers=11)}, "layers is 11"),
         (
