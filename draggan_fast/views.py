@@ -65,3 +65,12 @@ class FeatureView:
 def everywhere(points: Tensor) -> Tensor:
     """All points are active: [B, N] bool."""
     return torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
+
+
+def beyond(handles: Tensor, targets: Tensor) -> Tensor:
+    """Handles and targets [..., 2] → the targets, one pixel farther from the handles.
+
+    Motion supervision only takes the direction from them, and leaves a handle within a pixel alone: with these it moves
+    all but those that are exactly there.
+    """
+    return targets + torch.nn.functional.normalize(targets - handles, dim=-1)
