@@ -23,6 +23,7 @@ from .intervals import mean_interval, with_interval
 
 SHORTEST, LONGEST = 8.0, 24.0  # pixels of 128
 TRIES = 200
+POINTS = ("1", "5")
 
 COLUMNS = (
     Column("case", "name"),
@@ -48,7 +49,9 @@ believes in, and the share of drags it calls done."""
 
 def cases(arguments: argparse.Namespace, model: Model) -> list[Case]:
     changes = changed_settings(arguments.set, model)
-    found = [case for points in ("1", "5") for case in ours(arguments, points, ("fast",))]
+    if unknown := [points for points in arguments.points if points not in POINTS]:
+        raise DragError(f"--points knows {', '.join(POINTS)}, not {unknown[0]!r}.")
+    found = [case for points in arguments.points for case in ours(arguments, points, ("fast",))]
     return [replace(case, changes=changes) for case in found]
 
 
