@@ -85,6 +85,7 @@ SETTINGS = {
     "block 2": {"feature_block": 2},
     "three rows": {"layers": 3},
     "paper's stop": {"stop_distance": "paper"},
+    "to the pixel": {"stop_distance": 0.5},
 }
 
 
