@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch.overrides import TorchFunctionMode
 
-
 OTHERWISE = {
     torch.Tensor.__invert__: torch.bitwise_not,
     torch.Tensor.contiguous: lambda x, memory_format=torch.contiguous_format: x.clone(memory_format=memory_format),
@@ -47,9 +46,8 @@ def split(tensor, index):
             tensor = torch.unsqueeze(tensor, dimension)
         elif isinstance(part, slice):
             tensor = torch.ops.aten.slice(tensor, dimension, part.start, part.stop, part.step or 1)
-        else:
-            part = torch.as_tensor(part, device=tensor.device)
-        tensors.append(part if isinstance(part, torch.Tensor) else None)
+        is_index = part is not None and not isinstance(part, slice)
+        tensors.append(torch.as_tensor(part, device=tensor.device) if is_index else None)
         dimension += 1
     return tensor, tensors
 
