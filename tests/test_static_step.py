@@ -120,7 +120,7 @@ def test_a_drag_to_its_end(graphs_made, mask):
     session = dg.DragSession(model, seed=29)
     if mask:
         session.set_mask(np.tri(128, k=20))
-    session.set_points([(67, 78)], [(62, 76)])
+    session.set_points([(67, 78)], [(64, 77)])
     other = replayed(session)
     session.may_capture = False
     while not session.done:
