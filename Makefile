@@ -7,7 +7,7 @@ OUT    ?= out/demo
 # Tests run side by side, each process on one thread: JOBS=0 for one after the other.
 JOBS   ?= auto --maxprocesses 4
 
-.PHONY: setup demo test check bench bench-ops figures cuda-resources cuda-build clean
+.PHONY: setup demo serve test check bench bench-ops figures cuda-resources cuda-build clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -23,8 +23,12 @@ demo: setup
 	$(BIN)/draggan-fast drag --seed 29 --handle 67,78 --target 52,74 --out $(OUT)
 	@echo "Open $(OUT)/drag.webp (or before.png and after.png)."
 
+# The page on which pictures are dragged: http://127.0.0.1:8765 (SERVE="--port 9000 --model FILE").
+serve: setup
+	$(BIN)/draggan-fast serve $(SERVE)
+
 test: setup check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 check: setup
 	$(BIN)/python tools/check.py

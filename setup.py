@@ -17,7 +17,7 @@ from typing import Any
 from setuptools import setup
 
 PACKAGES = ["draggan_fast", "draggan_fast.kernels", "draggan_fast.bench", "draggan_fast.bench.suites"]
-PACKAGE_DATA = {"draggan_fast": ["py.typed", "*.json", "assets/*"]}
+PACKAGE_DATA = {"draggan_fast": ["py.typed", "*.json", "assets/*", "web/*"]}
 ROOT = Path(__file__).resolve().parent
 
 

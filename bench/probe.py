@@ -35,10 +35,10 @@ def probe(
 
     picture: the full picture after each step too. shown: the picture is drawn before the first step, as a user sees it
     before putting points on it (the published program has none by then). The result has model, resolution; import_ms,
-    load_ms, first_picture_ms (the session, weights packed, and that picture), first_step_ms, warm_step_ms (the last of
-    ``steps``); baseline_mb: resident after the import; loaded_mb: with the network; peak_mb:
-    the most from there on (of the GPU's memory if the device is one); host_peak_mb: of the process. None where the
-    system does not tell.
+    load_ms, first_picture_ms (the session, weights packed, and that picture), first_step_ms, to_first_step_ms (their
+    sum), warm_step_ms (the last of ``steps``); baseline_mb: resident after the import; loaded_mb: with the network;
+    peak_mb: the most from there on (of the GPU's memory if the device is one); host_peak_mb: of the process. None
+    where the system does not tell.
     """
     spec = dict(locals())
     command = [sys.executable, "-m", "draggan_fast.bench.probe", json.dumps(spec)]
@@ -126,6 +126,7 @@ def measured(spec: dict[str, Any]) -> dict[str, Any]:
         synchronise(device)
         found["first_step_ms" if index == 0 else "warm_step_ms"] = (time.perf_counter() - before) * 1e3
         before = time.perf_counter()
+    found["to_first_step_ms"] = found["first_picture_ms"] + found["first_step_ms"]
     found["host_peak_mb"] = found["peak_mb"] = peak_resident_mb()
     if device.type == "cuda":
         found["peak_mb"] = torch.cuda.max_memory_allocated(device) / MB

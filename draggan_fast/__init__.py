@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .config import DragConfig
     from .generator import Generator, GeneratorConfig
     from .loading import Model, load
+    from .server import create_app
     from .session import DragSession, StepResult
 
 _HOME = {
@@ -29,6 +30,7 @@ _HOME = {
     "GeneratorConfig": "generator",
     "Model": "loading",
     "StepResult": "session",
+    "create_app": "server",
     "load": "loading",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "ModelError",
     "StepResult",
     "__version__",
+    "create_app",
     "load",
 ]
 

@@ -55,6 +55,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="NAME|PATH", help=f"{MODEL_HELP}; default {DEFAULT_MODEL}"
     )
+    add_machine(parser)
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute (default auto)")
     parser.add_argument(
         "--precision",
@@ -168,6 +172,26 @@ def build_parser() -> Parser:
     replay.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     replay.add_argument("--out", metavar="PICTURE.png", help="write the resulting picture")
 
+    serve = commands.add_parser("serve", help="a page where the picture follows the finger, and its server")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)"
+    )
+    serve.add_argument("--port", type=int, default=8765, help="port to listen at, 0 = any free one (default 8765)")
+    serve.add_argument(
+        "--model", action="append", metavar="NAME|PATH", help=f"{MODEL_HELP}; repeat for more; default {DEFAULT_MODEL}"
+    )
+    add_machine(serve)
+    serve.add_argument("--token", metavar="SECRET", help="what clients must know; needed for any address but loopback")
+    serve.add_argument("--max-sessions", type=int, default=16, metavar="N", help="pictures at a time (default 16)")
+    serve.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="https://…",
+        help="a page of another origin that may use the server; repeat for more",
+    )
+    serve.add_argument("--open", action="store_true", help="open the page in a browser")
+
     doctor = commands.add_parser("doctor", help="versions, devices, and which kernel serves each op")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     add_measuring_commands(commands)
@@ -176,6 +200,10 @@ def build_parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds to import, and --help and argument errors need none of it.
+    if arguments.command == "serve":
+        from .serve_command import serve
+
+        return serve(arguments)
     if "module" in arguments:  # one of those that measure
         return int(import_module(arguments.module).run(arguments))
     from .commands import COMMANDS

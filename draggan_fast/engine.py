@@ -7,14 +7,13 @@ the fast one with ``FrozenSynthesis``. In float32 both agree to rounding.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,7 +63,10 @@ class Shared(NamedTuple):
     captured: OrderedDict[Any, Any]
 
 
-_frozen: weakref.WeakKeyDictionary[Generator, dict[tuple[Any, ...], Shared]] = weakref.WeakKeyDictionary()
+# Of every network that is alive the last few: packed weights are as large as the network twice over. Sessions keep
+# what they use in any case.
+KEPT = 2
+_frozen: weakref.WeakKeyDictionary[Generator, OrderedDict[tuple[Any, ...], Shared]] = weakref.WeakKeyDictionary()
 
 
 class Features(Protocol):
@@ -100,6 +102,11 @@ class Engine(Protocol):
         """[1, image_channels, H, W], about −1…1; the same w_plus as for ``whole``."""
         ...
 
+    def preview(self, whole: Any, w_plus: Tensor) -> Tensor:
+        """[1, image_channels, h, w]: what the ToRGB layers up to the feature block make, in its resolution; the picture
+        itself where there are none."""
+        ...
+
 
 @dataclass(frozen=True)
 class GraphFeatures:
@@ -133,6 +140,10 @@ class ReferenceEngine:
     @torch.no_grad()
     def picture(self, whole: GraphFeatures, w_plus: Tensor) -> Tensor:
         return self.generator.render(whole.activations, w_plus)
+
+    @torch.no_grad()
+    def preview(self, whole: GraphFeatures, w_plus: Tensor) -> Tensor:
+        return self.generator.preview(whole.activations, w_plus)
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,20 @@ class FastEngine:
     def picture(self, whole: FrozenFeatures, w_plus: Tensor) -> Tensor:
         assert isinstance(whole.trace, Trace)
         return self.synthesis.render(whole.trace, w_plus)
+
+    def preview(self, whole: FrozenFeatures, w_plus: Tensor) -> Tensor:
+        assert isinstance(whole.trace, Trace)
+        return self.synthesis.preview(whole.trace, w_plus)
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """[1, image_channels, H, W], about −1…1 → uint8 [H, W, 3]. Raises DragError rather than show what is not finite."""
+    if not bool(torch.isfinite(image).all()):
+        raise DragError("The picture of this latent is not finite: it is too far from what the network knows.")
+    pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    if pixels.shape[2] < 3:  # grey
+        pixels = pixels[..., :1].expand(-1, -1, 3)
+    return pixels[..., :3].cpu().numpy().copy()
 
 
 def seen(feature: Tensor) -> Tensor:
@@ -290,25 +315,17 @@ def make_engine(
     name, resolved = resolve(generator, device, engine, precision)
     if name == "reference":
         return ReferenceEngine(generator, block, noise)
-    kept = _frozen.setdefault(generator, {})
-    key = (block, resolved, noise, device)
+    kept = _frozen.setdefault(generator, OrderedDict())
+    key = (block, resolved, noise, device, changes_of(generator))
     if key not in kept:
         kind = CompiledSynthesis if compiles(device) else FrozenSynthesis
         kept[key] = Shared(kind(generator, block, DTYPES[resolved], noise), OrderedDict())
+    kept.move_to_end(key)
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
     return FastEngine(kept[key].synthesis, resolved, image_size(generator), kept[key].captured)
 
 
-@contextlib.contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
-    """Gradients in full float32, whatever mode the caller is in (no_grad, inference_mode, autocast, TF32)."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        torch.set_float32_matmul_precision("highest")
-        if device.type == "cuda":
-            stack.enter_context(
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-            )
-        yield
+def changes_of(generator: Generator) -> int:
+    """A number that grows when somebody writes to the network's weights: what was packed before is then another's."""
+    return sum(0 if p.is_inference() else p._version for p in generator.parameters())

@@ -380,16 +380,25 @@ class Synthesis(nn.Module):
 
     def render(self, activations: Activations, ws: Tensor) -> Tensor:
         self._check(ws, activations.noise)
+        return self._rgb(activations, ws, len(self.blocks))
+
+    def preview(self, activations: Activations, ws: Tensor) -> Tensor:
+        self._check(ws, activations.noise)
+        has_rgb = self.blocks[activations.block].to_rgb is not None
+        return self._rgb(activations, ws, activations.block + 1 if has_rgb else len(self.blocks))
+
+    def _rgb(self, activations: Activations, ws: Tensor, count: int) -> Tensor:
+        """What the ToRGB layers of the first ``count`` blocks make; blocks that are not computed yet are."""
         image: Tensor | None = None
         x = activations.x
-        for index, layer in enumerate(self.blocks):
+        for index, layer in enumerate(self.blocks[:count]):
             x = activations.outputs[index] if index <= activations.block else layer(x, ws, activations.noise)
             if image is not None:
                 image = upsample(image, self.config.resample_filter)
             if layer.to_rgb is not None:
                 rgb = layer.to_rgb(x, ws[:, 2 * index + 1])
                 image = rgb if image is None else image + rgb
-        assert image is not None  # the last block always has a ToRGB
+        assert image is not None  # the last of these blocks has a ToRGB
         return image
 
     def _check(self, ws: Tensor, noise: str) -> None:
@@ -451,3 +460,8 @@ class Generator(nn.Module):
         With constant or no noise the result is bit for bit that of ``synthesis(ws)`` on the CPU in float32.
         """
         return self.synthesis.render(activations, ws)
+
+    def preview(self, activations: Activations, ws: Tensor) -> Tensor:
+        """What the ToRGB layers up to where ``features`` stopped make: [B, image_channels, h, w] of the feature's size;
+        the picture itself if the network has none there."""
+        return self.synthesis.preview(activations, ws)

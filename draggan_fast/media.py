@@ -12,13 +12,14 @@ import math
 import mmap
 import os
 import struct
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
-from .atomic import replacing
+from .atomic import write_bytes
 from .errors import MediaError
 from .overlay import (
     Frame,
@@ -125,22 +126,23 @@ def save_image(path: str | os.PathLike[str], image: Frame, *, info: Provenance, 
         watermark: also draw a small 'AI-generated' pill into the picture.
     Raises: MediaError for a wrong image, another suffix, or a file that cannot be written (an old one stays).
     """
-    frame = check_frame(image, "image")
     suffix = _suffix(path, (".png", ".webp"), "A picture")
+    frame = check_frame(image, "image")
+    _save(path, lambda: encode_image(frame, suffix, info=info, watermark=watermark))
+
+
+def encode_image(image: Frame, suffix: str, *, info: Provenance, watermark: bool = False) -> bytes:
+    """The content of the file that `save_image` writes; suffix: ".png" or ".webp"."""
+    frame = check_frame(image, "image")
     picture = Image.fromarray(draw_watermark(frame) if watermark else frame)
-
-    def write(temp: Path) -> None:
-        if suffix == ".png":
-            text = PngImagePlugin.PngInfo()
-            text.add_itxt("XML:com.adobe.xmp", info.xmp().decode())
-            text.add_text("Software", info.software)
-            text.add_itxt("Description", info.description)
-            _write_bytes(temp, picture, format="PNG", pnginfo=text)
-        else:
-            _check_webp_size(frame)
-            _write_bytes(temp, picture, format="WEBP", quality=95, method=5, xmp=info.xmp())
-
-    _save(path, write)
+    if suffix == ".png":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", info.xmp().decode())
+        text.add_text("Software", info.software)
+        text.add_itxt("Description", info.description)
+        return _encoded(picture, format="PNG", pnginfo=text)
+    _check_webp_size(frame)
+    return _encoded(picture, format="WEBP", quality=95, method=5, xmp=info.xmp())
 
 
 def check_animation(path: str | os.PathLike[str], *, fps: float = 12, loop: int = 0, hold_seconds: float = 1.5) -> str:
@@ -182,7 +184,22 @@ def save_animation(
         info, watermark: as in `save_image`.
     Raises: MediaError as in `save_image`, and for no frames, frames of several sizes, or MP4 without PyAV.
     """
-    suffix = check_animation(path, fps=fps, loop=loop, hold_seconds=hold_seconds)
+    options: dict[str, Any] = {"fps": fps, "loop": loop, "hold_seconds": hold_seconds}
+    suffix = check_animation(path, **options)
+    _save(path, lambda: encode_animation(frames, suffix, info=info, watermark=watermark, **options))
+
+
+def encode_animation(
+    frames: Iterable[Frame],
+    suffix: str,
+    *,
+    fps: float = 12,
+    loop: int = 0,
+    hold_seconds: float = 1.5,
+    info: Provenance,
+    watermark: bool = False,
+) -> bytes:
+    """The content of the file that `save_animation` writes; suffix: ".webp", ".gif" or ".mp4"."""
     shots = [check_frame(frame, f"frame {i + 1}") for i, frame in enumerate(frames)]
     if not shots:
         raise MediaError("There are no frames to write; give at least one.")
@@ -195,20 +212,16 @@ def save_animation(
     if watermark:
         shots = [draw_watermark(shot) for shot in shots]
 
-    def write(temp: Path) -> None:
-        if suffix == ".gif":
-            _write_gif(temp, shots, fps, loop, hold_seconds, info)
-        elif suffix == ".mp4":
-            _write_mp4(temp, shots, fps, hold_seconds, info)
-        else:
-            _check_webp_size(shots[0])
-            durations = [1000 / fps] * len(shots)
-            durations[-1] += 1000 * hold_seconds
-            first, *rest = [Image.fromarray(shot) for shot in shots]
-            options = {"duration": durations, "loop": loop, "quality": 90, "method": 4, "xmp": info.xmp()}
-            _write_bytes(temp, first, format="WEBP", save_all=True, append_images=rest, **options)
-
-    _save(path, write)
+    if suffix == ".gif":
+        return _gif(shots, fps, loop, hold_seconds, info)
+    if suffix == ".mp4":
+        return _mp4(shots, fps, hold_seconds, info)
+    _check_webp_size(shots[0])
+    durations = [1000 / fps] * len(shots)
+    durations[-1] += 1000 * hold_seconds
+    first, *rest = [Image.fromarray(shot) for shot in shots]
+    options = {"duration": durations, "loop": loop, "quality": 90, "method": 4, "xmp": info.xmp()}
+    return _encoded(first, format="WEBP", save_all=True, append_images=rest, **options)
 
 
 def read_provenance(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -258,16 +271,21 @@ def load_mask(path: str | os.PathLike[str], size: tuple[int, int]) -> npt.NDArra
     Returns: float32 `[H, W]` of zeros and ones.
     Raises: MediaError for a file that is not a readable PNG, is of another size, or lets nothing move.
     """
+    return read_mask(path, str(path), size)
+
+
+def read_mask(file: str | os.PathLike[str] | BinaryIO, name: str, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """`load_mask` of a path or an open file; name: what messages call it."""
     height, width = size
     try:
         with warnings.catch_warnings():
             # The size is compared before any pixel is decoded: all the guard that a large file needs.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=("PNG",))
+            image = Image.open(file, formats=("PNG",))
         with image:
             if image.size != (width, height):
                 raise MediaError(
-                    f"The mask {path} is {image.width}×{image.height} pixels but the picture is "
+                    f"The mask {name} is {image.width}×{image.height} pixels but the picture is "
                     f"{width}×{height}; give a mask of the picture's size."
                 )
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scaling down
@@ -281,20 +299,21 @@ def load_mask(path: str | os.PathLike[str], size: tuple[int, int]) -> npt.NDArra
     except MediaError:
         raise
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise MediaError(f"Cannot read the mask {path}: {_reason(error)}; give a whole PNG file.") from error
+        raise MediaError(f"Cannot read the mask {name}: {_reason(error)}; give a whole PNG file.") from error
     mask = (np.rint(luminance) >= 128).astype(np.float32)
     if not mask.any():
-        raise MediaError(f"The mask {path} lets nothing move; paint white what may change.")
+        raise MediaError(f"The mask {name} lets nothing move; paint white what may change.")
     return mask
 
 
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _save(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+def _save(path: str | os.PathLike[str], encode: Callable[[], bytes]) -> None:
     try:
-        with replacing(path) as temp:
-            write(temp)
+        data = encode()
+        # By way of memory: encoders report a full disk in many ways, a plain write only in one.
+        write_bytes(path, data)
     except MediaError:
         raise
     except (OSError, ValueError, MemoryError, struct.error) as error:
@@ -308,11 +327,10 @@ def _reason(error: BaseException) -> str:
     return " ".join(text.split()).rstrip(".;") or type(error).__name__
 
 
-def _write_bytes(temp: Path, picture: Image.Image, **options: Any) -> None:
-    # By way of memory: Pillow's encoders report a full disk in many ways, a plain write only in one.
+def _encoded(picture: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, **options)
-    temp.write_bytes(buffer.getbuffer())
+    return buffer.getvalue()
 
 
 def _suffix(path: str | os.PathLike[str], known: tuple[str, ...], what: str) -> str:
@@ -327,7 +345,7 @@ def _check_webp_size(frame: Frame) -> None:
         raise MediaError(f"WebP holds at most 16383 pixels a side, not {max(frame.shape[:2])}; choose another format.")
 
 
-def _write_gif(temp: Path, shots: list[Frame], fps: float, loop: int, hold: float, info: Provenance) -> None:
+def _gif(shots: list[Frame], fps: float, loop: int, hold: float, info: Provenance) -> bytes:
     palette, spread = _gif_palette(shots)
     height, width = shots[0].shape[:2]
     # Ordered dithering: its pattern stands still, where error diffusion would boil from frame to frame.
@@ -356,7 +374,7 @@ def _write_gif(temp: Path, shots: list[Frame], fps: float, loop: int, hold: floa
     # XMP lies unblocked in its extension; the falling bytes after it lead readers of sub-blocks to its end.
     trailer = bytes([1, *range(255, -1, -1), 0])
     extension = b"\x21\xff\x0bXMP DataXMP" + info.xmp() + trailer
-    temp.write_bytes(data[:-1] + extension + data[-1:])
+    return data[:-1] + extension + data[-1:]
 
 
 def _gif_palette(shots: list[Frame]) -> tuple[Image.Image, float]:
@@ -403,31 +421,34 @@ def _pyav() -> Any:
         raise MediaError("MP4 needs PyAV; run pip install 'draggan-fast[video]', or write .webp or .gif.") from error
 
 
-def _write_mp4(temp: Path, shots: list[Frame], fps: float, hold: float, info: Provenance) -> None:
+def _mp4(shots: list[Frame], fps: float, hold: float, info: Provenance) -> bytes:
     av = _pyav()
     height, width = shots[0].shape[:2]
     pad = ((0, height % 2), (0, width % 2), (0, 0))  # 4:2:0 colour needs even sides
     codec = "libx264" if "libx264" in av.codecs_available else "h264"
     repeats = round(hold * fps)
     try:
-        with av.open(str(temp), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            words = info.description
-            container.metadata.update(title="AI-generated animation", comment=words, description=words)
-            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height = width + width % 2, height + height % 2
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "16", "preset": "medium"}
-            context = stream.codec_context
-            # Untagged small pictures are taken for the colours of old television: say BT.709, and mean it.
-            context.color_primaries = context.color_trc = context.colorspace = 1
-            context.color_range = 1
-            for shot in [*shots, *[shots[-1]] * repeats]:
-                picture = av.VideoFrame.from_ndarray(np.pad(shot, pad, mode="edge"), format="rgb24")
-                picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode())
+        # A folder of its own: FFmpeg opens the file a second time to put its index first.
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "animation.mp4"
+            with av.open(str(file), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+                words = info.description
+                container.metadata.update(title="AI-generated animation", comment=words, description=words)
+                stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+                stream.width, stream.height = width + width % 2, height + height % 2
+                stream.pix_fmt = "yuv420p"
+                stream.options = {"crf": "16", "preset": "medium"}
+                context = stream.codec_context
+                # Untagged small pictures are taken for the colours of old television: say BT.709, and mean it.
+                context.color_primaries = context.color_trc = context.colorspace = 1
+                context.color_range = 1
+                for shot in [*shots, *[shots[-1]] * repeats]:
+                    picture = av.VideoFrame.from_ndarray(np.pad(shot, pad, mode="edge"), format="rgb24")
+                    picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+                    container.mux(stream.encode(picture))
+                container.mux(stream.encode())
+            data = file.read_bytes()
     except av.FFmpegError as error:
         raise MediaError(f"Cannot write the video: {_reason(error)}; check the disk, or write .webp.") from error
     packet = info.xmp()
-    with open(temp, "ab") as file:
-        file.write(struct.pack(">I4s16s", 24 + len(packet), b"uuid", _XMP_UUID) + packet)
+    return data + struct.pack(">I4s16s", 24 + len(packet), b"uuid", _XMP_UUID) + packet

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from numbers import Real
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +18,25 @@ import torch
 from torch import Tensor
 
 from . import graphs, ops
+from .arithmetic import reproducible
 from .config import DragConfig
-from .engine import Features, make_engine, reproducible
+from .engine import Features, as_picture, make_engine
 from .errors import DragError
-from .inputs import Points, as_points, class_label, is_whole
+from .inputs import Points, as_points, is_whole
 from .loading import Model
+from .session_state import (
+    History,
+    PackedMask,
+    SessionState,
+    StepResult,
+    add_event,
+    changed_settings,
+    check_configurable,
+    read_only,
+)
+from .start_latent import check_start, given_latent, seed_latent
 from .static_step import ADAM_EPS, BETA1, BETA2, reach_of
 from .views import FeatureView
-
-
-@dataclass(frozen=True, eq=False)
-class StepResult:
-    """One step: its index (from 0), handle_points [N, 2] after tracking, distances [N] to the targets in pixels,
-    the loss that was back-propagated (None if the drag was already done), and whether it is done.
-
-    The handles belong to the picture as it was before the step's update. The arrays are read-only.
-    """
-
-    index: int
-    handle_points: np.ndarray
-    distances: np.ndarray
-    loss: float | None
-    done: bool
-
-
-@dataclass(frozen=True, eq=False)
-class SessionState:
-    """Everything that changes while dragging. A step makes a new state and never writes to the tensors of an old
-    one, so that keeping a state is a snapshot."""
-
-    parameter: Tensor  # the optimised latent: [1, layers, w_dim] in w_plus, [1, 1, w_dim] in w
-    adam_mean: Tensor
-    adam_variance: Tensor
-    adam_steps: int = 0
-    handle_points: Tensor | None = None  # [1, N, 2] where the handles are now
-    target_points: Tensor | None = None
-    references: Tensor | None = None  # [1, N, C]; NaN rows are points whose reference is still to be taken
-    movable_mask: Tensor | None = None  # [1, H, W] float32
-    mask_w_plus: Tensor | None = None  # the latent whose feature the mask loss holds on to
-    moved: bool = False  # the latent has changed since the handles were last tracked
-    done: bool = False
-    drag_open: bool = False  # a step has been made since the points were set
-    trajectory: tuple[StepResult, ...] = ()
-    events: tuple[dict[str, Any], ...] = ()  # what was done, in order: enough to do it again
 
 
 class DragSession:
@@ -91,21 +66,25 @@ class DragSession:
         if config is not None and not isinstance(config, DragConfig):
             raise DragError(f"config must be a DragConfig, not {type(config).__name__}.")
         self.model = model
-        self.config = config if config is not None else model.drag_config()
+        self._start_config = config if config is not None else model.drag_config()
         self.image_size = model.image_size
         self.seed, self.label = seed, label
-        self.truncation_psi, self.truncation_cutoff = truncation_psi, truncation_cutoff
+        self.truncation_psi = check_start(model, self._start_config, noise, truncation_psi, truncation_cutoff)
+        self.truncation_cutoff = truncation_cutoff
         self.noise = noise
-        self._check_arguments()
         if (seed is None) == (w is None):
             raise DragError("Give either a seed or a latent w to start from.")
         with reproducible(model.device):
-            self._w0 = self._seed_latent() if w is None else self._given_latent(w)  # [1, num_ws, w_dim]
-            if self.config.space == "w" and not torch.equal(self._w0, self._w0[:, :1].expand_as(self._w0)):
+            self._w0 = (  # [1, num_ws, w_dim]
+                seed_latent(model, seed, label, self.truncation_psi, truncation_cutoff)
+                if w is None
+                else given_latent(model, w)
+            )
+            if self._start_config.space == "w" and not torch.equal(self._w0, self._w0[:, :1].expand_as(self._w0)):
                 raise DragError("The rows of the start latent differ: drag it in space 'w_plus', not 'w'.")
-            self._state = self._fresh_state()
-        self._undo: list[SessionState] = []
-        self._redo: list[SessionState] = []
+            self._owner = object()
+            self._state = self._fresh_state(self._start_config)
+        self._history = History()
         self._engine = make_engine(
             model.generator, model.device, self.config.feature_block, noise, self.config.engine, model.precision
         )
@@ -116,6 +95,11 @@ class DragSession:
         self._steps: graphs.StepQueue | None = None
 
     # --- what a caller sees -------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> DragConfig:
+        """The settings for the next step."""
+        return self._state.config
 
     @property
     def handle_points(self) -> np.ndarray:
@@ -163,7 +147,17 @@ class DragSession:
     @property
     def trajectory(self) -> tuple[StepResult, ...]:
         """Every step made since the start (or since what was undone)."""
-        return self._state.trajectory
+        return tuple(self._state.trajectory)
+
+    @property
+    def steps(self) -> int:
+        """How many steps ``trajectory`` has."""
+        return len(self._state.trajectory)
+
+    @property
+    def state(self) -> SessionState:
+        """A snapshot of everything that changes, for ``restore``. It costs little: states share what they can."""
+        return self._state
 
     def set_points(self, handle_points: Points, target_points: Points) -> None:
         """Sets the handles and their targets, (x, y) pairs in pixels; the next step begins a new drag.
@@ -179,28 +173,46 @@ class DragSession:
                 f"{handles.shape[1]} handle(s) but {targets.shape[1]} target(s): give one target per handle."
             )
         event = {"kind": "points", "handle_points": handles[0].tolist(), "target_points": targets[0].tolist()}
-        self._redo.clear()
+        self._history.fork()
         self._change(
             handle_points=handles.to(self.model.device),
             target_points=targets.to(self.model.device),
-            references=self._kept_references(handles),
+            references=self._state.references_of(handles),
             moved=False,
             done=False,
             drag_open=False,
             events=add_event(self._state.events, event),
         )
 
+    def remove_points(self) -> None:
+        """Takes all handles and targets away; the picture stays as it is."""
+        self._history.fork()
+        self._change(
+            handle_points=None,
+            target_points=None,
+            references=None,
+            moved=False,
+            done=False,
+            drag_open=False,
+            events=add_event(self._state.events, {"kind": "points", "handle_points": [], "target_points": []}),
+        )
+
     def move_targets(self, target_points: Points) -> None:
         """New targets for the present handles while a drag is running; it stays one drag for ``undo``."""
-        self._require_points()
-        targets = as_points(target_points, "target_points", self.image_size)
-        if targets.shape[1] != len(self.handle_points):
-            raise DragError(f"{len(self.handle_points)} handle(s) but {targets.shape[1]} target(s).")
+        targets = self.check_targets(target_points)
         event = {"kind": "targets", "target_points": targets[0].tolist()}
-        self._redo.clear()
+        self._history.fork()
         self._change(
             target_points=targets.to(self.model.device), done=False, events=add_event(self._state.events, event)
         )
+
+    def check_targets(self, target_points: Points) -> Tensor:
+        """[1, N, 2] float32; raises the DragError that ``move_targets`` would, which then takes them."""
+        handles = self._require_points().handle_points
+        targets = as_points(target_points, "target_points", self.image_size)
+        if handles is not None and targets.shape != handles.shape:
+            raise DragError(f"{handles.shape[1]} handle(s) but {targets.shape[1]} target(s).")
+        return targets
 
     def set_mask(self, movable_mask: np.ndarray | Tensor | None) -> None:
         """[H, W], nonzero where the picture may change; None = everywhere. The rest is held as it is now.
@@ -208,7 +220,7 @@ class DragSession:
         Raises DragError and changes nothing if the size differs or nothing at all may change.
         """
         if movable_mask is None:
-            self._redo.clear()
+            self._history.fork()
             self._set_mask(None)
             return
         if isinstance(movable_mask, Tensor):
@@ -225,8 +237,39 @@ class DragSession:
             raise DragError("The mask holds NaN or infinite values.")
         if not mask.any():
             raise DragError("The mask is zero everywhere: nothing may change. Mark the movable region with 1 (white).")
-        self._redo.clear()
+        self._history.fork()
         self._set_mask(torch.from_numpy(mask != 0).float())
+
+    def configure(self, **changes: Any) -> None:
+        """Changes settings for the steps from now on: lr, r1, r2, lambda_mask, reg, stop_distance, max_steps.
+
+        It is part of the drag: undone with it, and recorded for ``save`` and the replay. Raises DragError and changes
+        nothing for another setting or a value that DragConfig refuses.
+        """
+        check_configurable(changes)
+        config = replace(self.config, **changes)
+        changed = changed_settings(self.config, config)
+        if not changed:
+            return
+        self._history.fork()
+        self._change(
+            config=config,
+            done=self._state.done and "stop_distance" not in changed,
+            events=add_event(self._state.events, {"kind": "settings", "changes": changed}),
+        )
+
+    def restore(self, state: SessionState, undoable: bool = True) -> None:
+        """Back (or forward) to a ``state`` of this session: latent, points, mask, settings, steps made.
+
+        ``undo`` takes it back, unless undoable is False: then it counts as part of the last thing that can be undone
+        (a slider that is pulled over many states). Raises DragError for a state of another session.
+        """
+        if not isinstance(state, SessionState) or state.owner is not self._owner:
+            raise DragError("restore takes what this session's own state was; this is not one.")
+        if undoable:
+            self._history.remember(self._state)
+        self._history.fork()
+        self._adopt(state)
 
     def step(self) -> StepResult:
         """One step of the drag. If it is done already, its last result again, and nothing changes.
@@ -239,20 +282,19 @@ class DragSession:
         """ahead: another step is likely to follow; where steps are captured it is enqueued already."""
         state = self._require_points()
         if state.done:
-            return state.trajectory[-1]
+            return state.trajectory.last
         # A picture's features and those around the handles agree to rounding only: a replay must use the same.
         pictured = self._whole is not None
         with reproducible(self.model.device):
             queue = self._queue()
             result, changes = self._compute_step() if queue is None else self._replay_step(queue, ahead)
         if not state.drag_open:
-            self._undo.append(state)
-            self._redo.clear()
+            self._history.remember(state)
         self._change(
             **changes,
             done=result.done,
             drag_open=True,
-            trajectory=(*state.trajectory, result),
+            trajectory=state.trajectory.plus(result),
             events=add_event(state.events, {"kind": "steps", "count": 1, "pictured": pictured}),
         )
         return result
@@ -287,34 +329,63 @@ class DragSession:
         """The picture of the current latent: uint8 [H, W, 3]. It shares the next step's features."""
         with reproducible(self.model.device), torch.no_grad():
             ws = self._w_plus(self._state.parameter)
-            image = self._engine.picture(self._whole_features(), ws)
-            pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
-            if pixels.shape[2] < 3:  # grey
-                pixels = pixels[..., :1].expand(-1, -1, 3)
-            return pixels[..., :3].cpu().numpy().copy()
+            return as_picture(self._engine.picture(self._whole_features(), ws))
+
+    def preview(self) -> np.ndarray:
+        """The picture of the current latent in the resolution of the feature block: uint8 [h, w, 3], nearly free.
+
+        What the network's ToRGB layers make up to that block, before its finer ones add theirs. A network without
+        earlier ToRGB layers (architectures "orig" and "resnet") has none: then it is ``render``'s, at its price.
+        """
+        with reproducible(self.model.device), torch.no_grad():
+            ws = self._w_plus(self._state.parameter)
+            return as_picture(self._engine.preview(self._whole_features(), ws))
+
+    def picture_of(self, state: SessionState, preview: bool = False) -> np.ndarray:
+        """The picture (or preview) of one of this session's states, without going there."""
+        if not isinstance(state, SessionState) or state.owner is not self._owner:
+            raise DragError("picture_of takes what this session's own state was; this is not one.")
+        with reproducible(self.model.device), torch.no_grad():
+            ws = self._w_plus(state.parameter)
+            whole = self._engine.whole(ws)
+            return as_picture((self._engine.preview if preview else self._engine.picture)(whole, ws))
+
+    def release(self) -> None:
+        """Frees what was computed of the present picture; whoever asks for it next computes it again."""
+        self._whole = self._near = self._feature0 = None
 
     def reset(self) -> None:
-        """Back to the start latent, without points (they belonged to the edited picture); the mask stays.
+        """Back to the start latent, without points (they belonged to the edited picture); mask and settings stay.
 
         ``undo`` takes it back.
         """
-        self._undo.append(self._state)
-        self._redo.clear()
-        mask = self._state.movable_mask
-        self._adopt(self._fresh_state())
+        self._history.remember(self._state)
+        mask, config = self._state.movable_mask, self.config
+        self._adopt(self._fresh_state(config))
         if mask is not None:
             self._set_mask(mask[0].cpu())
 
     def undo(self) -> bool:
-        """Back to before the last drag or reset (latent, points, mask); False if there is none.
+        """Back to before the last drag, reset or restore (latent, points, mask, settings); False if there is none.
 
         A drag is what was stepped since the points or the mask were set.
         """
-        return self._swap(self._undo, self._redo)
+        before = self._history.back(self._state)
+        if before is not None:
+            self._adopt(before)
+        return before is not None
 
     def redo(self) -> bool:
-        """Does the last undone drag again; False if there is none, or points or mask were set since."""
-        return self._swap(self._redo, self._undo)
+        """Does the last undone drag again; False if there is none, or points, mask or settings were set since."""
+        after = self._history.forward(self._state)
+        if after is not None:
+            self._adopt(after)
+        return after is not None
+
+    @property
+    def history(self) -> History:
+        """What ``undo`` and ``redo`` can reach; what it holds costs memory."""
+        return self._history
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the session (.safetensors: tensors, and JSON in the metadata), atomically."""
@@ -322,12 +393,25 @@ class DragSession:
 
         return session_file.save_session(self, path)
 
+    def to_bytes(self) -> bytes:
+        """What ``save`` writes."""
+        from . import session_file
+
+        return session_file.session_bytes(self)
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model | None = None) -> DragSession:
         """A saved session, ready to go on; model None = the one it names. Raises DragError if it is another model."""
         from . import session_file
 
         return session_file.load_session(path, model)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, model: Model) -> DragSession:
+        """The same from a file's content, on this model: nothing in the data decides what is opened or loaded."""
+        from . import session_file
+
+        return session_file.load_bytes(data, model)
 
     # --- one step, top to bottom ----------------------------------------------------------------------------
 
@@ -459,20 +543,6 @@ class DragSession:
             return present
         return torch.where(state.references.isnan(), present, state.references)
 
-    def _kept_references(self, handles: Tensor) -> Tensor | None:
-        """For each new handle the reference of the present handle on the same pixel, or a NaN row."""
-        state = self._state
-        if state.references is None or state.handle_points is None:
-            return None
-        kept = torch.full((1, handles.shape[1], state.references.shape[2]), torch.nan, device=state.references.device)
-        present = [tuple(p) for p in state.handle_points[0].tolist()]
-        for index, point in enumerate(handles[0].tolist()):
-            if tuple(point) in present:
-                match = present.index(tuple(point))
-                present[match] = ()  # each present handle continues as one handle at most
-                kept[0, index] = state.references[0, match]
-        return kept
-
     @torch.no_grad()
     def _mask_feature(self) -> Tensor:
         """The feature that the mask loss holds on to: that of the latent when the mask was set."""
@@ -483,17 +553,20 @@ class DragSession:
 
     # --- state ------------------------------------------------------------------------------------------------
 
-    def _fresh_state(self) -> SessionState:
-        rows = 1 if self.config.space == "w" else self.config.layers
+    def _fresh_state(self, config: DragConfig) -> SessionState:
+        rows = 1 if config.space == "w" else config.layers
         with reproducible(self.model.device):
             zeros = torch.zeros_like(self._w0[:, :rows])
-            return SessionState(self._w0[:, :rows].clone(), zeros, zeros)
+            state = SessionState(config, self._owner, self._w0[:, :rows].clone(), zeros, zeros)
+        changed = changed_settings(self._start_config, config)
+        event = {"kind": "settings", "changes": changed}
+        return replace(state, events=add_event(state.events, event)) if changed else state
 
     def _change(self, **changes: Any) -> None:
         """Replaces entries of the state; what was computed from a replaced entry is forgotten."""
         if "parameter" in changes:
             self._whole = None
-        if changes.keys() & {"parameter", "handle_points", "movable_mask"}:
+        if changes.keys() & {"parameter", "handle_points", "movable_mask", "config"}:
             self._near = None
         if "mask_w_plus" in changes:
             self._feature0 = None
@@ -502,15 +575,8 @@ class DragSession:
     def _adopt(self, state: SessionState) -> None:
         self._state, self._whole, self._near, self._feature0 = state, None, None, None
 
-    def _swap(self, source: list[SessionState], other: list[SessionState]) -> bool:
-        if not source:
-            return False
-        other.append(self._state)
-        self._adopt(source.pop())
-        return True
-
     def _set_mask(self, mask: Tensor | None) -> None:
-        packed = None if mask is None else mask.bool().numpy()
+        packed = None if mask is None else PackedMask.of(mask.bool().numpy())
         with reproducible(self.model.device):
             w_plus = self._w_plus(self._state.parameter).detach()
         self._change(
@@ -525,68 +591,3 @@ class DragSession:
         if self._state.handle_points is None:
             raise DragError("No points are set: call set_points(handle_points, target_points) first.")
         return self._state
-
-    # --- the start ----------------------------------------------------------------------------------------------
-
-    def _check_arguments(self) -> None:
-        network, config = self.model.config, self.config
-        if config.feature_block >= network.num_blocks:
-            last = network.num_blocks - 1
-            raise DragError(f"feature_block {config.feature_block} does not exist: {self.model.name} has 0 to {last}.")
-        if config.layers > network.num_ws:
-            raise DragError(f"layers is {config.layers}, but {self.model.name} has {network.num_ws} rows of w_plus.")
-        if self.noise not in ("const", "none"):
-            raise DragError(f"noise must be 'const' or 'none' while dragging, not {self.noise!r}.")
-        psi, cutoff = self.truncation_psi, self.truncation_cutoff
-        if isinstance(psi, bool) or not isinstance(psi, Real) or not abs(psi) < 1e6:
-            raise DragError(f"truncation_psi must be a number between -1e6 and 1e6, not {psi!r}.")
-        self.truncation_psi = float(psi)
-        if cutoff is not None and not (is_whole(cutoff) and 0 <= cutoff <= network.num_ws):
-            raise DragError(f"truncation_cutoff must be None or a row from 0 to {network.num_ws}, not {cutoff!r}.")
-
-    @torch.no_grad()
-    def _seed_latent(self) -> Tensor:
-        network, device = self.model.config, self.model.device
-        if not is_whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise DragError(f"seed must be a whole number from 0 to {2**32 - 1}, not {self.seed!r}.")
-        z = torch.from_numpy(np.random.RandomState(self.seed).randn(1, network.z_dim)).float().to(device)
-        return self.model.generator.mapping(
-            z, class_label(self.label, network.c_dim, device), self.truncation_psi, self.truncation_cutoff
-        )
-
-    def _given_latent(self, w: Tensor | np.ndarray) -> Tensor:
-        network = self.model.config
-        try:
-            array = w.detach().cpu().float().numpy() if isinstance(w, Tensor) else np.array(w, dtype=np.float32)
-        except (TypeError, ValueError):
-            raise DragError("w must be an array of numbers.") from None
-        latent = torch.tensor(array, device=self.model.device)
-        if latent.ndim == 3 and latent.shape[0] == 1:
-            latent = latent[0]
-        if latent.ndim == 1:
-            latent = latent[None]
-        if latent.ndim != 2 or latent.shape[0] not in (1, network.num_ws) or latent.shape[1] != network.w_dim:
-            expected = f"[{network.w_dim}] or [{network.num_ws}, {network.w_dim}]"
-            raise DragError(f"w must have the shape {expected}, not {list(latent.shape)}.")
-        if not torch.isfinite(latent).all():
-            raise DragError("w holds NaN or infinite values.")
-        return latent.expand(network.num_ws, -1).clone().unsqueeze(0)
-
-
-def read_only(tensor: Tensor) -> np.ndarray:
-    array = tensor.cpu().numpy().copy()
-    array.setflags(write=False)
-    return array
-
-
-def add_event(events: tuple[dict[str, Any], ...], event: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """events with one more. Steps of one sort are counted; a mask or targets set again before any step replace the
-    earlier ones (not so points: which handle continues depends on every set of them)."""
-    last = events[-1] if events else {"kind": None}
-    if last["kind"] != event["kind"] or event["kind"] == "points":
-        return (*events, event)
-    if event["kind"] == "steps":
-        if last["pictured"] != event["pictured"]:
-            return (*events, event)
-        event = {**event, "count": last["count"] + event["count"]}
-    return (*events[:-1], event)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from . import engine, loading
@@ -26,11 +27,12 @@ from .config import DragConfig
 from .errors import DragError
 from .inputs import as_points, is_whole
 from .loading import Model
-from .session import DragSession, SessionState, StepResult, read_only
+from .session import DragSession
+from .session_state import Event, Log, PackedMask, SessionState, StepResult, check_configurable, read_only
 from .version import __version__
 
 FORMAT = "draggan-fast-session"
-FORMAT_VERSION = 2  # 1 did not say who computed the session: the reference engine did
+FORMAT_VERSION = 3  # 1 did not say who computed the session: the reference engine did; 2 knew no settings as events
 MAX_FILE_BYTES = 1 << 30
 STATE_TENSORS = (
     "parameter",
@@ -71,6 +73,16 @@ class Replay:
 
 def save_session(session: DragSession, path: str | os.PathLike[str]) -> Path:
     """Writes the session atomically. Raises DragError if that is not possible; an old file then stays whole."""
+    target = Path(path)
+    try:
+        write_bytes(target, session_bytes(session))
+    except OSError as error:
+        raise DragError(f"Cannot write the session {str(target)!r}: {error.strerror or error}.") from None
+    return target
+
+
+def session_bytes(session: DragSession) -> bytes:
+    """The content of a session file."""
     state = session._state
     tensors: dict[str, Tensor] = {"w0": session._w0, "w_plus": session.w_plus}
     for name in STATE_TENSORS:
@@ -83,7 +95,7 @@ def save_session(session: DragSession, path: str | os.PathLike[str]) -> Path:
     for index, event in enumerate(state.events):
         if event["kind"] == "mask":
             if event["movable_mask"] is not None:
-                tensors[f"mask.{index}"] = torch.from_numpy(event["movable_mask"].astype(np.uint8))
+                tensors[f"mask.{index}"] = torch.from_numpy(event["movable_mask"].bits)
             events.append({"kind": "mask", "tensor": event["movable_mask"] is not None})
         else:
             events.append(event)
@@ -103,7 +115,7 @@ def save_session(session: DragSession, path: str | os.PathLike[str]) -> Path:
             "truncation_cutoff": session.truncation_cutoff,
             "noise": session.noise,
         },
-        "config": session.config.to_json(),
+        "config": session._start_config.to_json(),  # as it was at the start: the events say what became of it
         "computed_by": {"engine": session.engine, "precision": session.precision},
         "adam_steps": state.adam_steps,
         "moved": state.moved,
@@ -121,68 +133,93 @@ def save_session(session: DragSession, path: str | os.PathLike[str]) -> Path:
         ],
     }
     copies = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}  # safetensors refuses shared memory
-    data = save(copies, metadata={"session": json.dumps(document, allow_nan=False)})
-    target = Path(path)
-    try:
-        write_bytes(target, data)
-    except OSError as error:
-        raise DragError(f"Cannot write the session {str(target)!r}: {error.strerror or error}.") from None
-    return target
+    return save(copies, metadata={"session": json.dumps(document, allow_nan=False)})
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON document and the tensors of a session file; raises DragError if it is not one."""
+def read_file(path: Path) -> bytes:
+    """The content of a session file; raises DragError if it cannot be read."""
     if not path.is_file():
         raise DragError(f"There is no session file {str(path)!r}.")
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DragError(f"{str(path)!r} is far too large for a session file.")
-        with path.open("rb"):
-            pass
+        return path.read_bytes()
     except OSError as error:
         raise DragError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from None
+
+
+def read_document(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON document and the tensors of a session file's content; raises DragError if it is not one."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        document = json.loads(metadata["session"])
+        tensors = load(data)
+        # safetensors has checked the header, and gives no access to its metadata.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        document = json.loads(header["__metadata__"]["session"])
         if document["format"] != FORMAT:
             raise KeyError("format")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
-        raise DragError(f"{str(path)!r} is not a session file of draggan-fast, or it is damaged.") from None
-    if document.get("version") not in (1, FORMAT_VERSION):
-        raise DragError(
-            f"{str(path)!r} has session format {document.get('version')!r}; this program reads 1 and {FORMAT_VERSION}."
-        )
+        version = document.get("version")
+    except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError):
+        raise DragError(f"{name} is not a session file of draggan-fast, or it is damaged.") from None
+    if not is_whole(version) or not 1 <= version <= FORMAT_VERSION:
+        raise DragError(f"{name} has session format {version!r}; this program reads 1 to {FORMAT_VERSION}.")
     return document, tensors
 
 
-def find_model(path: Path, named: dict[str, Any]) -> Model:
+def recorded_source(path: str | os.PathLike[str]) -> str:
+    """What the model of a session file was loaded from; raises DragError if it is no session file."""
+    file = repr(str(path))
+    document, _ = read_document(read_file(Path(path)), file)
+    try:
+        return str(document["model"]["source"])
+    except DAMAGE as error:
+        raise damaged(file, error) from None
+
+
+def recorded_start(data: bytes) -> tuple[str, DragConfig, str]:
+    """(content hash of the model, settings, noise) of a session file's content; raises DragError if it is none."""
+    document, _ = read_document(data, "the upload")
+    try:
+        config = DragConfig.from_json(document["config"])
+        return str(document["model"]["content_hash"]), config, str(document["start"]["noise"])
+    except DAMAGE as error:
+        raise damaged("the upload", error) from None
+
+
+def find_model(file: str, named: dict[str, Any]) -> Model:
     """The model a session file names: by what it was loaded from, as far as that is here."""
     source, name, wanted = str(named["source"]), str(named["name"]), str(named["content_hash"])
     try:
         return loading.load(source)
     except DragError as error:
         raise DragError(
-            f"The session {str(path)!r} needs the model {name!r} (content {wanted[:12]}), which was loaded from "
+            f"The session {file} needs the model {name!r} (content {wanted[:12]}), which was loaded from "
             f"{source!r}: {error} Give the model itself (--model, or model= in Python)."
         ) from None
 
 
-def open_start(path: Path, model: Model | None, exactly: bool) -> tuple[DragSession, dict[str, Any], dict[str, Tensor]]:
-    """A session at the file's start latent, with the document and the tensors. exactly: by the recorded engine in the
+@dataclass(frozen=True)
+class Start:
+    """A session at a file's start latent, and what else the file holds."""
+
+    session: DragSession
+    document: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def open_start(data: bytes, file: str, model: Model | None, exactly: bool) -> Start:
+    """file: its name in messages. model None: the one that the file names. exactly: by the recorded engine in the
     recorded precision, even if the model was loaded with another."""
-    document, tensors = read_file(path)
+    document, tensors = read_document(data, file)
     try:
         named = document["model"]
         wanted = str(named["content_hash"])
         start = dict(document["start"])
         config = DragConfig.from_json(document["config"])
         if model is None:
-            model = find_model(path, named)
+            model = find_model(file, named)
         if model.content_hash != wanted:
             raise DragError(
-                f"{str(path)!r} was made with the model {str(named['name'])!r} ({wanted[:12]}…), not with this "
+                f"{file} was made with the model {str(named['name'])[:80]!r} ({wanted[:12]}…), not with this "
                 f"{model.name!r} ({model.content_hash[:12]}…); give the right one."
             )
         seed, label = start.pop("seed"), start.pop("label")
@@ -196,19 +233,20 @@ def open_start(path: Path, model: Model | None, exactly: bool) -> tuple[DragSess
         if exactly or (model.precision == "auto" and engine.refusal(precision, model.device) is None):
             same = replace(model, precision=precision)
             session = DragSession(same, w=tensors["w0"], config=replace(config, engine=by["engine"]), **start)
-            session.model, session.config = model, config
+            session.model, session._start_config = model, config
+            session._change(config=config)
         else:
             session = DragSession(model, w=tensors["w0"], config=config, **start)
     except DragError:
         raise
     except DAMAGE as error:
-        raise damaged(path, error) from None
+        raise damaged(file, error) from None
     session.seed, session.label = seed, label
-    return session, document, tensors
+    return Start(session, document, tensors)
 
 
-def damaged(path: Path, error: Exception) -> DragError:
-    return DragError(f"The session file {str(path)!r} is damaged ({type(error).__name__}: {error}).")
+def damaged(file: str, error: Exception) -> DragError:
+    return DragError(f"The session file {file} is damaged ({type(error).__name__}: {error}).")
 
 
 def load_session(path: str | os.PathLike[str], model: Model | None = None) -> DragSession:
@@ -218,13 +256,24 @@ def load_session(path: str | os.PathLike[str], model: Model | None = None) -> Dr
     Raises DragError for a damaged file or another model.
     """
     path = Path(path)
-    session, document, tensors = open_start(path, model, exactly=False)
+    return continued(open_start(read_file(path), repr(str(path)), model, exactly=False), repr(str(path)))
+
+
+def load_bytes(data: bytes, model: Model) -> DragSession:
+    """The same from a file's content, on this model and no other: nothing in the data decides what is opened."""
+    if len(data) > MAX_FILE_BYTES:
+        raise DragError("This is far too large for a session file.")
+    return continued(open_start(data, "the upload", model, exactly=False), "the upload")
+
+
+def continued(start: Start, file: str) -> DragSession:
+    """The session as the file left it."""
     try:
-        state = read_state(session, document, tensors)
+        state = read_state(start.session, start.document, start.tensors)
     except DAMAGE as error:  # DragError, from a point outside the picture, is a ValueError
-        raise damaged(path, error) from None
-    session._adopt(state)
-    return session
+        raise damaged(file, error) from None
+    start.session._adopt(state)
+    return start.session
 
 
 def read_state(session: DragSession, document: dict[str, Any], tensors: dict[str, Tensor]) -> SessionState:
@@ -265,6 +314,8 @@ def read_state(session: DragSession, document: dict[str, Any], tensors: dict[str
     values = {name: tensor.to(session.model.device) for name, tensor in values.items()}
     values["trajectory"] = read_trajectory(document)
     values["events"] = read_events(document, tensors, session.image_size)
+    values["config"] = configured(session.config, values["events"])
+    values["owner"] = session._owner
     values["adam_steps"] = document["adam_steps"]
     for name in ("moved", "done", "drag_open"):
         values[name] = document[name] is True
@@ -277,18 +328,14 @@ def read_state(session: DragSession, document: dict[str, Any], tensors: dict[str
 
 def read_events(
     document: dict[str, Any], tensors: dict[str, Tensor], image_size: tuple[int, int]
-) -> tuple[dict[str, Any], ...]:
+) -> Log[dict[str, Any]]:
     """The events, each of a known kind with valid entries; as many steps in them as in the trajectory."""
     events: list[dict[str, Any]] = []
     steps = 0
     for index, event in enumerate(document["events"]):
         kind = event["kind"]
         if kind == "mask":
-            mask = None
-            if event["tensor"]:
-                mask = (tensors[f"mask.{index}"] != 0).numpy()
-                if mask.shape != image_size:
-                    raise ValueError(f"mask {index} has the shape {list(mask.shape)}")
+            mask = read_mask(tensors[f"mask.{index}"], image_size, document["version"]) if event["tensor"] else None
             events.append({"kind": "mask", "movable_mask": mask})
         elif kind == "steps":
             if not is_whole(event["count"]) or event["count"] < 1:
@@ -298,32 +345,60 @@ def read_events(
         elif kind in ("points", "targets"):
             names = ("handle_points", "target_points") if kind == "points" else ("target_points",)
             for name in names:
-                as_points(event[name], name, image_size)
+                if kind == "targets" or any(event[other] != [] for other in names):  # two empty lists: points removed
+                    as_points(event[name], name, image_size)
             events.append({"kind": kind, **{name: event[name] for name in names}})
+        elif kind == "settings":
+            changes = dict(event["changes"])
+            check_configurable(changes)
+            events.append({"kind": kind, "changes": changes})
         else:
             raise ValueError(f"unknown event {kind!r}")
     if steps != len(document["trajectory"]):
         raise ValueError("the events do not make as many steps as the trajectory has")
-    return tuple(events)
+    return Log.of(events)
 
 
-def read_trajectory(document: dict[str, Any]) -> tuple[StepResult, ...]:
-    return tuple(
-        StepResult(
-            index=index,
-            handle_points=read_only(torch.tensor(step["handle_points"], dtype=torch.float32).reshape(-1, 2)),
-            distances=read_only(torch.tensor(step["distances"], dtype=torch.float32).reshape(-1)),
-            loss=None if step["loss"] is None else float(step["loss"]),
-            done=step["done"] is True,
-        )
-        for index, step in enumerate(document["trajectory"])
+def read_mask(tensor: Tensor, image_size: tuple[int, int], version: int) -> PackedMask:
+    """A mask of an event; before version 3 it was stored a byte a pixel."""
+    if version < 3:
+        mask = (tensor != 0).numpy()
+        if mask.shape != image_size:
+            raise ValueError(f"a mask has the shape {list(mask.shape)}")
+        return PackedMask.of(mask)
+    if tensor.dtype != torch.uint8 or tensor.shape != ((image_size[0] * image_size[1] + 7) // 8,):
+        raise ValueError(f"a mask has the shape {list(tensor.shape)} of {tensor.dtype}")
+    return PackedMask(tensor.numpy(), image_size)
+
+
+def configured(config: DragConfig, events: Iterable[Event]) -> DragConfig:
+    """The settings after these events; raises DragError for values that are none."""
+    for event in events:
+        if event["kind"] == "settings":
+            config = replace(config, **event["changes"])
+    return config
+
+
+def read_trajectory(document: dict[str, Any]) -> Log[StepResult]:
+    return Log.of(
+        [
+            StepResult(
+                index=index,
+                handle_points=read_only(torch.tensor(step["handle_points"], dtype=torch.float32).reshape(-1, 2)),
+                distances=read_only(torch.tensor(step["distances"], dtype=torch.float32).reshape(-1)),
+                loss=None if step["loss"] is None else float(step["loss"]),
+                done=step["done"] is True,
+            )
+            for index, step in enumerate(document["trajectory"])
+        ]
     )
 
 
 def replay_session(path: str | os.PathLike[str], model: Model | None = None) -> Replay:
     """Does a saved session again from its start latent and compares. Raises DragError as ``load_session`` does."""
-    path = Path(path)
-    session, document, tensors = open_start(path, model, exactly=True)
+    file = repr(str(path))
+    start = open_start(read_file(Path(path)), file, model, exactly=True)
+    session, document, tensors = start.session, start.document, start.tensors
     try:
         recorded = read_trajectory(document)
         final = tensors["w_plus"].to(session.model.device)
@@ -332,7 +407,7 @@ def replay_session(path: str | os.PathLike[str], model: Model | None = None) -> 
             apply_event(session, event)
         difference = float((session.w_plus - final).abs().max())
     except DAMAGE as error:
-        raise damaged(path, error) from None
+        raise damaged(file, error) from None
     pairs = list(zip(recorded, session.trajectory, strict=False))
     same = len(recorded) == len(session.trajectory) and all(
         np.array_equal(a.handle_points, b.handle_points) and a.done == b.done and (a.loss is None) == (b.loss is None)
@@ -365,12 +440,16 @@ def seed_gives_start(session: DragSession) -> bool:
 
 def apply_event(session: DragSession, event: dict[str, Any]) -> None:
     kind = event["kind"]
-    if kind == "points":
+    if kind == "points" and not event["handle_points"]:
+        session.remove_points()
+    elif kind == "points":
         session.set_points(event["handle_points"], event["target_points"])
     elif kind == "targets":
         session.move_targets(event["target_points"])
     elif kind == "mask":
-        session.set_mask(event["movable_mask"])
+        session.set_mask(None if event["movable_mask"] is None else event["movable_mask"].unpack())
+    elif kind == "settings":
+        session.configure(**event["changes"])
     else:
         for _ in range(event["count"]):
             if event["pictured"]:

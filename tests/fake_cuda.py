@@ -46,8 +46,8 @@ def split(tensor, index):
             tensor = torch.unsqueeze(tensor, dimension)
         elif isinstance(part, slice):
             tensor = torch.ops.aten.slice(tensor, dimension, part.start, part.stop, part.step or 1)
-        is_index = part is not None and not isinstance(part, slice)
-        tensors.append(torch.as_tensor(part, device=tensor.device) if is_index else None)
+        whole = part is None or isinstance(part, slice)
+        tensors.append(None if whole else torch.as_tensor(part, device=tensor.device))
         dimension += 1
     return tensor, tensors
 

@@ -1,5 +1,6 @@
 """The fast engine against the reference in float64: features, gradients, regions, pictures, whole drags."""
 
+import copy
 import dataclasses
 import gc
 import types
@@ -316,3 +317,20 @@ def test_low_precision_arrives_too(monkeypatch):
             session.set_points([(64, 74)], [(66, 73) if precision == "fp16" else (72, 70)])
             arrived.append(session.run(max_steps=120).done)
     assert config == {"fp32": [True] * 3, "bf16": [True] * 3, "fp16": [True]}
+
+
+def test_packed_weights_are_those_of_now(small):
+    """What was packed before somebody wrote to the weights, or for settings of long ago, is not kept."""
+    network = copy.deepcopy(small.generator)
+
+    def packed(block):
+        return make_engine(network, CPU, block, "const", "fast", "fp32").synthesis
+
+    first = packed(3)
+    assert packed(3) is first
+    with torch.no_grad():
+        network.synthesis.const.mul_(2)
+    assert packed(3) is not first
+    packed(2)
+    packed(1)
+    assert len(engine._frozen[network]) == engine.KEPT

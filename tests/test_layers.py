@@ -9,7 +9,7 @@ PACKAGE = ROOT / "draggan_fast"
 
 # Every module of the package, and all it may import of the package (errors and version are for everyone).
 ALLOWED = {
-    "__init__": {"config", "generator", "loading", "session"},
+    "__init__": {"config", "generator", "loading", "server", "session"},  # all but errors for type checkers only
     "__main__": {"cli"},
     "_family_common": {"_pickle_data", "_tensor_data", "generator"},
     "_family_nvidia": {"_family_common", "_pickle_data", "_tensor_data", "generator"},
@@ -18,12 +18,13 @@ ALLOWED = {
     "_pickle_data": set(),
     "_tensor_data": {"_pickle_data"},
     "_torch_files": {"_pickle_data", "_tensor_data"},
+    "arithmetic": set(),
     "atomic": set(),
     "checkpoint": {
         "_family_common", "_family_nvidia", "_family_rosinality", "_family_tensorflow",
         "_pickle_data", "_tensor_data", "_torch_files", "atomic", "generator",
     },
-    "cli": {"cli_measure", "commands", "models"},
+    "cli": {"cli_measure", "commands", "models", "serve_command"},
     "cli_measure": set(),
     "command_common": {"loading", "media"},
     "commands": {
@@ -40,17 +41,39 @@ ALLOWED = {
     "graphs": {"config", "engine", "static_step"},
     "inputs": set(),
     "latent_file": set(),
+    "live_exports": {"command_common", "live_hub", "live_pictures", "live_session", "live_worker", "media", "session"},
+    "live_hub": {"live_models", "live_session", "live_viewer", "live_worker", "loading", "metrics", "protocol"},
+    "live_models": {"config", "engine", "loading", "protocol", "session", "session_file", "session_state"},
+    "live_pictures": {"live_models", "media", "protocol", "session"},
+    "live_screen": {"live_pictures", "live_stats", "live_viewer", "metrics", "protocol", "session"},
+    "live_security": set(),
+    "live_session": {
+        "live_models", "live_pictures", "live_screen", "live_timeline", "live_viewer", "metrics", "protocol", "session",
+        "session_state",
+    },
+    "live_socket": {"config", "live_hub", "live_models", "live_session", "live_viewer", "protocol"},
+    "live_stats": {"live_viewer", "metrics"},
+    "live_timeline": {"session_state"},
+    "live_viewer": {"protocol"},
+    "live_worker": set(),
     "loading": {"checkpoint", "config", "engine", "generator", "models"},
     "media": {"atomic", "overlay"},
+    "metrics": set(),
     "models": {"atomic", "checkpoint", "download"},
     "ops": {"kernels"},
     "overlay": set(),
     "packed_conv": set(),
+    "protocol": set(),
     "regions": {"frozen"},
+    "serve_command": {"command_common", "live_security", "loading", "models", "server"},
+    "server": {"live_exports", "live_hub", "live_security", "live_socket", "loading", "models", "protocol"},
     "session": {
-        "config", "engine", "graphs", "inputs", "loading", "ops", "session_file", "static_step", "views",
+        "arithmetic", "config", "engine", "graphs", "inputs", "loading", "ops", "session_file", "session_state",
+        "start_latent", "static_step", "views",
     },  # session_file late
-    "session_file": {"atomic", "config", "engine", "inputs", "loading", "session"},
+    "session_file": {"atomic", "config", "engine", "inputs", "loading", "session", "session_state"},
+    "session_state": {"config"},
+    "start_latent": {"config", "inputs", "loading"},
     "static_step": {"config", "engine", "ops", "regions"},
     "synthesis_ops": {"kernels", "ops"},
     "version": set(),
@@ -98,6 +121,21 @@ def test_only_the_ops_files_touch_torch_ops():
         assert path.name in ("ops.py", "synthesis_ops.py", "packed_conv.py") or "torch.ops" not in text_of(path), (
             path.name
         )
+
+
+def test_who_needs_the_packages_of_the_extra_serve():
+    """And protocol.py needs nothing but the standard library: clients read frames with it."""
+    users = {
+        "starlette": {"live_exports", "live_security", "live_socket", "server"},
+        "uvicorn": {"serve_command"},
+        "prometheus_client": {"metrics"},
+        "torch": {"protocol", "live_viewer", "live_worker", "live_stats", "metrics"},
+    }
+    found = {path.stem: absolute_imports(path, "draggan_fast") for path in PACKAGE.glob("*.py")}
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        assert {m for m, names in found.items() if any(n.split(".")[0] == package for n in names)} == users[package]
+    for module in users["torch"]:
+        assert not any(name.split(".")[0] == "torch" for name in found[module]), module
 
 
 def test_kernels_import_nothing_of_the_package():

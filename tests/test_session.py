@@ -1,6 +1,5 @@
 """DragSession: points, masks, undo, saving, replaying; bad input changes nothing."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -451,7 +450,7 @@ def test_a_step_without_points(small):
 
 def test_a_step_that_is_not_finite_is_taken_back(small):
     session = new_session(small)
-    session.config = dataclasses.replace(session.config, lr=1e6)
+    session.configure(lr=1e6)
     session._change(adam_mean=torch.full_like(session._state.adam_mean, 1e38))
     before = fingerprint(session)
     with pytest.raises(dg.DragError, match="not finite"):
@@ -472,6 +471,7 @@ def test_a_step_that_is_not_finite_is_taken_back(small):
         ({"seed": 0, "noise": "random"}, "noise"),
         ({"w": np.zeros((3, 512))}, "w must have the shape"),
         ({"w": np.full(512, np.inf)}, "NaN or infinite"),
+        ({"w": np.full(512, 1e19)}, "beyond"),
         ({"seed": 0, "config": dg.DragConfig(feature_block=5)}, "feature_block 5 does not exist"),
         ({"seed": 0, "config": dg.DragConfig(feature_block=4, layers=11)}, "layers is 11"),
         (

@@ -206,7 +206,7 @@ def test_whatever_changes_the_session_between_steps(small, graphs_made):
         session.undo()
         session.set_mask(np.tri(64))
         session.run(2)
-        session.config = dataclasses.replace(session.config, lr=2e-3, lambda_mask=3.0, reg=0.1)
+        session.configure(lr=2e-3, lambda_mask=3.0, reg=0.1)
         session.step()
         session.set_mask(None)
         session.set_points([(5, 5), (30, 30), (9, 50)], [(9, 9), (35, 30), (9, 40)])
@@ -226,7 +226,7 @@ def test_whatever_changes_the_session_between_steps(small, graphs_made):
         assert np.array_equal(found.handle_points, expected.handle_points)
         assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert (session.w_plus - other.w_plus).abs().max() < 2e-6
-    assert len(session._undo) == len(other._undo)
+    assert len(session._history) == len(other._history)
 
 
 def test_sessions_share_what_is_captured(small, graphs_made):
@@ -262,7 +262,7 @@ def test_a_step_that_is_not_finite_is_undone_and_told(small, graphs_made, ahead)
     session = new_session(small, engine="fast")
     session.run(2)
     good = session.config
-    session.config = dataclasses.replace(good, lr=1e6)
+    session._change(config=dataclasses.replace(good, lr=1e6))
     session._change(adam_mean=torch.full_like(session._state.adam_mean, 1e38))
     state = session._state
     with pytest.raises(dg.DragError, match="Step 2 is not finite and was taken back"):
@@ -273,7 +273,7 @@ def test_a_step_that_is_not_finite_is_undone_and_told(small, graphs_made, ahead)
     assert torch.equal(step.buffers.parameter, state.parameter)
     assert torch.equal(step.buffers.handle_points, state.handle_points)
     assert step.buffers.record[0] == (0 if ahead else 1)  # what was enqueued behind it did not run
-    session.config = good
+    session._change(config=good)
     session._change(adam_mean=torch.zeros_like(session._state.adam_mean))
     assert session.step().loss > 0
 
@@ -282,7 +282,7 @@ def test_another_plan_is_another_graph_and_the_oldest_goes(small, graphs_made, m
     monkeypatch.setattr(graphs, "MAX_CAPTURED", 2)
     session = new_session(small, 1, engine="fast")
     for radius in (3, 4, 3, 6, 3, 4):
-        session.config = dataclasses.replace(session.config, r1=float(radius * 8))
+        session.configure(r1=float(radius * 8))
         session.step()
     assert len(graphs_made) == 4
     assert len(session._engine.captured) == 2

@@ -1,0 +1,187 @@
+"""All pictures of a server: who is in which, how many there may be, and the worker that computes them."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .errors import DragError
+from .live_models import ServedModels
+from .live_session import LiveSession, Said, Shared
+from .live_viewer import Viewer
+from .live_worker import LiveWorker
+from .loading import Model
+from .metrics import Metrics
+from .protocol import Limits, ProtocolError
+
+logger = logging.getLogger("draggan_fast.live")
+T = TypeVar("T")
+STOP_SECONDS = 0.8  # how long a step that is being computed may hold up the end
+SESSION_LIMIT = "This server has as many pictures open as it may; try again later."
+
+
+class LiveHub:
+    """Used as ``async with app.live:`` around an application's life, or started by whoever comes first.
+
+    ``stop`` leaves it ready to be started again: nothing of a run but its counters is kept.
+    """
+
+    def __init__(self, models: Sequence[Model], limits: Limits, idle_seconds: float) -> None:
+        self.models, self.limits, self.metrics = ServedModels(models), limits, Metrics()
+        self._shared = Shared(self.models, self.metrics, idle_seconds, self._ended)
+        self._sessions: dict[str, LiveSession] = {}
+        self._viewers: set[Viewer] = set()
+        self._lock = threading.Lock()
+        self._worker: LiveWorker | None = None
+        self._ready = False
+
+    # --- its life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the worker unless it runs; it packs weights and makes a first picture of each model at once."""
+        with self._lock:
+            if self._worker is not None:
+                return
+            self._worker = worker = LiveWorker()
+        worker.start()
+        worker.compute(self._warm_up())
+        atexit.register(_stop_at_exit, weakref.ref(self))
+
+    def _warm_up(self) -> Iterator[None]:
+        for name in self.models.names:
+            model = self.models.get(name)
+            try:
+                self.models.from_seed(model, 0, 0.7, 0 if model.config.c_dim else None).preview()
+            except Exception:  # whoever asks for a picture will be told
+                logger.exception("the model %s could not be prepared", name)
+            yield
+        self._ready = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether pictures are made at once: the worker runs and has prepared the models."""
+        return self._ready and self._worker is not None and self._worker.alive
+
+    def stop(self) -> bool:
+        """Sends all viewers away and ends the worker after its present step; True if that was in time."""
+        with self._lock:
+            worker, self._worker, self._ready = self._worker, None, False
+            viewers = list(self._viewers)
+            self._sessions.clear()
+            self._shared.running = 0
+        self.metrics.sessions(0)
+        for viewer in viewers:
+            viewer.close(1001, "The server is stopping.")
+        return worker is None or worker.stop(STOP_SECONDS)
+
+    async def __aenter__(self) -> LiveHub:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    @property
+    def worker(self) -> LiveWorker:
+        self.start()
+        worker = self._worker
+        if worker is None:
+            raise DragError("The server is stopping.")
+        return worker
+
+    # --- viewers and their pictures -----------------------------------------------------------------------------------
+
+    def arrive(self, viewer: Viewer) -> None:
+        with self._lock:
+            self._viewers.add(viewer)
+        self.metrics.viewers.inc()
+
+    def leave(self, viewer: Viewer, live: LiveSession | None) -> None:
+        with self._lock:
+            self._viewers.discard(viewer)
+        self.metrics.viewers.dec()
+        if live is not None:
+            self.post(live, partial(live.detach, viewer))
+
+    def new_session(self, viewer: Viewer) -> LiveSession:
+        """An empty session for this viewer; raises ProtocolError if there are as many as there may be."""
+        live = LiveSession(secrets.token_urlsafe(16), self._shared)
+        with self._lock:
+            if len(self._sessions) >= self.limits.sessions:
+                raise ProtocolError("limit", SESSION_LIMIT)
+            self._sessions[live.id] = live
+            count = len(self._sessions)
+        self.metrics.sessions(count)
+        live.post(partial(live.attach, viewer))
+        self.worker.add(live)
+        return live
+
+    def resume(self, session_id: str, viewer: Viewer) -> LiveSession | None:
+        """The session of this id, handed to this viewer; None if there is none."""
+        with self._lock:  # subtle: _ended looks at its commands under the same lock
+            live = self._sessions.get(session_id)
+            if live is None or live.drag is None:
+                return None
+            live.post(partial(live.attach, viewer))
+        self.worker.wake()
+        return live
+
+    def find(self, session_id: str) -> LiveSession | None:
+        """The session of this id if it shows a picture."""
+        with self._lock:
+            live = self._sessions.get(session_id)
+        return live if live is not None and live.drag is not None else None
+
+    def forget(self, live: LiveSession) -> None:
+        """Its id leads nowhere from now on."""
+        with self._lock:
+            self._sessions.pop(live.id, None)
+            count = len(self._sessions)
+        self.metrics.sessions(count)
+
+    def post(self, live: LiveSession, command: Said | Callable[[], None]) -> None:
+        live.post(command)
+        if (worker := self._worker) is not None:
+            worker.wake()
+
+    def wake(self) -> None:
+        if (worker := self._worker) is not None:
+            worker.wake()
+
+    def _ended(self, live: LiveSession) -> bool:
+        """A session has ended (called by the worker)."""
+        with self._lock:
+            if live.commands and live.id in self._sessions:
+                return False  # somebody has just come back to it
+            self._sessions.pop(live.id, None)
+            count, worker = len(self._sessions), self._worker
+        if worker is not None:
+            worker.remove(live)
+        self.metrics.sessions(count)
+        return True
+
+    # --- work for HTTP ------------------------------------------------------------------------------------------------
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """The function's result, computed by the worker."""
+        return await asyncio.wrap_future(self.worker.call(function))
+
+    async def compute(self, pieces: Iterator[Any]) -> Any:
+        """What a generator returns, computed by the worker; others have their turns between its yields."""
+        return await asyncio.wrap_future(self.worker.compute(pieces))
+
+
+def _stop_at_exit(reference: weakref.ref[LiveHub]) -> None:
+    hub = reference()
+    if hub is not None:
+        hub.stop()

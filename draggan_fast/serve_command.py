@@ -1,0 +1,104 @@
+"""``draggan-fast serve``: the live page and its server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import threading
+import webbrowser
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from .errors import DragError
+
+if TYPE_CHECKING:
+    from .server import LiveApp
+
+MISSING = "The server needs packages that are not installed; run pip install 'draggan-fast[serve]'."
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Until Ctrl-C. Nothing but this machine can reach it, unless another address and a token are given."""
+    try:
+        import uvicorn  # noqa: F401  (used below; what is missing is to be told first)
+
+        from .live_security import LOOPBACK_HOSTS, is_loopback
+        from .server import create_app
+    except ModuleNotFoundError as error:
+        raise DragError(f"{MISSING} (missing: {error.name})") from None
+    from .command_common import set_threads
+    from .loading import load
+    from .models import DEFAULT_MODEL
+
+    host, port, token = arguments.host, arguments.port, arguments.token
+    local = is_loopback(host)
+    if not local and not token:
+        raise DragError(
+            f"Whoever reaches {host} could use this server; give --token SECRET, or keep to --host 127.0.0.1."
+        )
+    if not 0 <= port <= 65535:
+        raise DragError(f"--port must be from 0 to 65535, not {port}.")
+    set_threads(arguments.threads)
+    with listen(host, port) as listener:
+        models = [load(name, arguments.device, arguments.precision) for name in arguments.model or [DEFAULT_MODEL]]
+        app = create_app(
+            models,
+            token=token,
+            # Behind a token a foreign name does no harm: its page does not know the token.
+            allowed_hosts=(*LOOPBACK_HOSTS, f"[{host}]" if ":" in host else host) if local else ("*",),
+            allow_origins=arguments.allow_origin,
+            max_sessions=arguments.max_sessions,
+        )
+        return run(app, listener, host, token, arguments.open)
+
+
+def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, open_page: bool) -> int:
+    """Serves until Ctrl-C."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        ws="websockets-sansio",
+        ws_max_size=app.live.limits.upload_bytes + 4096,
+        ws_per_message_deflate=False,  # pictures are compressed already
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listener.getsockname()[1]}/"
+    # In the part of the address that browsers do not send: it stays out of logs.
+    complete = address + (f"#token={quote(token)}" if token else "")
+    print(f"draggan-fast: {', '.join(app.live.models.names)} at {address} (Ctrl-C ends it)", flush=True)
+    if open_page:
+        threading.Timer(0.5, webbrowser.open, [complete]).start()
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn raises the signal again once it has shut down
+    finally:
+        ended = app.live.stop()
+    print("draggan-fast: stopped", flush=True)
+    if not ended:  # a long step is still being computed, and nobody will see it
+        os._exit(0)
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens before any model is loaded, so that a taken port is known at once. Raises DragError."""
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":  # elsewhere the option means another thing
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise DragError(f"Cannot listen at {host}, port {port}: {error.strerror or error}.") from None
+    return listener

@@ -1,0 +1,170 @@
+/** The keyboard: everything that a pointer can do to the points, without one. */
+
+/** @typedef {import("./viewport.js").Point} Point */
+/** @typedef {import("./points.js").Selection} Selection */
+
+const ARROWS = /** @type {Record<string, Point>} */ ({
+  ArrowLeft: [-1, 0],
+  ArrowRight: [1, 0],
+  ArrowUp: [0, -1],
+  ArrowDown: [0, 1],
+});
+const FAR = 10; // picture pixels at once, with Shift
+const SETTLE_AFTER_MS = 500; // of no further key
+const SEND_AFTER_MS = 200;
+
+export class Keyboard {
+  /** Where Enter places a point, in picture pixels. @type {Point | null} */ cursor = null;
+  #timer = 0;
+
+  /**
+   * @param {import("./drag-canvas.js").DragCanvas} element
+   * @param {import("./modes.js").Host} host
+   * @param {() => void} changed  something is to be drawn anew
+   */
+  constructor(element, host, changed) {
+    this.element = element;
+    this.host = host;
+    this.changed = changed;
+  }
+
+  /** @param {KeyboardEvent} event @returns {boolean} whether the key was meant for the picture */
+  handle(event) {
+    if (event.altKey) return false;
+    const { element } = this;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    if (event.ctrlKey || event.metaKey) {
+      if (key === "z") void (event.shiftKey ? element.redo() : element.undo());
+      else if (key === "y") void element.redo();
+      else return false;
+      return true;
+    }
+    if (key in ARROWS) {
+      const [dx, dy] = ARROWS[key];
+      const far = event.shiftKey ? FAR : 1;
+      this.#nudge(dx * far, dy * far);
+      return true;
+    }
+    switch (key) {
+      case "Tab":
+        return this.#selectNext(event.shiftKey ? -1 : 1);
+      case " ":
+        void element.toggle();
+        return true;
+      case "Enter":
+        this.#place();
+        return true;
+      case "Delete":
+      case "Backspace":
+        this.#remove();
+        return true;
+      case "Escape":
+        return this.#escape();
+      case "+":
+      case "=":
+        element.zoomBy(1.25);
+        return true;
+      case "-":
+        element.zoomBy(0.8);
+        return true;
+      case "0":
+        element.resetZoom();
+        return true;
+      default:
+        return false;
+    }
+  }
+
+  leave() {
+    this.cursor = null;
+    this.changed();
+  }
+
+  /** Moves the selected point, or the cursor. @param {number} dx @param {number} dy */
+  #nudge(dx, dy) {
+    const { points, viewport, driver, running, announce } = this.host;
+    const { selected } = points;
+    const [x, y] = points.selectedPoint ?? this.#where();
+    const to = viewport.inside([x + dx, y + dy]);
+    if (!selected) {
+      this.cursor = to;
+      this.changed();
+      return;
+    }
+    points.move(selected, to);
+    announce(`${named(selected)} at ${Math.round(to[0])}, ${Math.round(to[1])}.`);
+    const live = this.element.mode === "live";
+    window.clearTimeout(this.#timer);
+    if (selected.kind === "target" && (live || running)) {
+      if (live) driver.follow();
+      driver.moveTargets();
+      this.#timer = window.setTimeout(() => this.host.driver.settle(), SETTLE_AFTER_MS);
+    } else {
+      this.#timer = window.setTimeout(() => this.host.driver.setPoints(), SEND_AFTER_MS);
+    }
+    this.changed();
+  }
+
+  /** @param {1 | -1} direction @returns {boolean} false past the last point: the focus may go on */
+  #selectNext(direction) {
+    const { points, announce } = this.host;
+    const found = points.cycle(direction);
+    if (points.selected) announce(`${named(points.selected)} selected.`);
+    this.cursor = null;
+    this.changed();
+    return found;
+  }
+
+  /** A handle at the cursor, then its target. */
+  #place() {
+    const { points, driver, announce } = this.host;
+    const { mode } = this.element;
+    if (mode === "mask" || points.selected) return;
+    const at = this.#where();
+    if (mode === "points" && !points.pending) {
+      points.pending = this.cursor = at;
+      announce("Handle placed. Move the cursor and press Enter to place its target.");
+      this.changed();
+      return;
+    }
+    if (mode === "live") points.set([at], [at]);
+    else if (points.pending) points.add(points.pending, at);
+    points.pending = this.cursor = null;
+    points.selected = { kind: "target", index: points.count - 1 };
+    announce(`Point ${points.count} placed. Arrow keys move its target.`);
+    void driver.setPoints();
+    this.changed();
+  }
+
+  #remove() {
+    const { points, driver, announce } = this.host;
+    if (points.pending) {
+      points.pending = null;
+    } else if (points.selected) {
+      points.remove(points.selected.index);
+      void driver.setPoints();
+      announce("Point removed.");
+    }
+    this.changed();
+  }
+
+  /** @returns {boolean} whether there was anything to leave */
+  #escape() {
+    const { points } = this.host;
+    const any = points.pending !== null || points.selected !== null || this.cursor !== null;
+    points.pending = points.selected = this.cursor = null;
+    this.changed();
+    return any;
+  }
+
+  /** The cursor, or else the middle of the picture. @returns {Point} */
+  #where() {
+    const { width, height } = this.host.viewport.picture;
+    return this.cursor ?? [Math.floor(width / 2), Math.floor(height / 2)];
+  }
+}
+
+/** @param {Selection} selection */
+function named({ kind, index }) {
+  return `${kind === "handle" ? "Handle" : "Target"} ${index + 1}`;
+}

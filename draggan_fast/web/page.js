@@ -1,0 +1,196 @@
+/** The page around <drag-canvas>: wires its controls to the element's methods and events. */
+
+import { byId } from "./dom.js";
+import { DragCanvas } from "./drag-canvas.js";
+import { buildExportMenu } from "./export.js";
+import { LatencyPanel } from "./latency-panel.js";
+import { Notices } from "./notices.js";
+import { Seeds } from "./seeds.js";
+import { DragSettings, SliderRow, TRUNCATION } from "./settings.js";
+import { Timeline } from "./timeline.js";
+
+const FIRST_SEED = 29;
+const DEFAULT_PSI = 0.7;
+const NARROW = "(max-width: 999px)";
+const HINTED_KEY = "drag-canvas:hinted";
+const TOKEN_KEY = `drag-canvas:token:${new URL(".", document.baseURI).pathname}`;
+
+const STATES = /** @type {Record<string, string>} */ ({
+  idle: "Ready",
+  running: "Dragging",
+  waiting: "Following",
+  paused: "Paused",
+  done: "Arrived",
+  limit: "Step limit reached",
+  failed: "Stopped",
+});
+
+const canvas = new DragCanvas();
+
+/** The token comes in the URL's fragment, which no server sees; it leaves the address bar at once. */
+function takeToken() {
+  const fragment = new URLSearchParams(location.hash.slice(1));
+  const token = fragment.get("token");
+  if (token !== null) {
+    sessionStorage.setItem(TOKEN_KEY, token);
+    fragment.delete("token");
+    const rest = fragment.toString();
+    history.replaceState(null, "", location.pathname + location.search + (rest && `#${rest}`));
+  }
+  return sessionStorage.getItem(TOKEN_KEY) ?? "";
+}
+
+/** @param {string} token */
+function authorise(token) {
+  sessionStorage.setItem(TOKEN_KEY, token);
+  if (canvas.getAttribute("token") === token) canvas.reconnect();
+  else canvas.setAttribute("token", token);
+}
+
+/** @param {string} name @returns {NodeListOf<HTMLInputElement>} */
+function radios(name) {
+  return document.querySelectorAll(`input[name="${name}"]`);
+}
+
+function wireModes() {
+  const apply = (/** @type {string} */ mode) => {
+    document.body.dataset.mode = mode;
+    canvas.mode = /** @type {"live" | "points" | "mask"} */ (mode);
+  };
+  for (const radio of radios("mode")) {
+    if (radio.checked) apply(radio.value);
+    radio.addEventListener("change", () => apply(radio.value));
+  }
+  for (const radio of radios("brush")) {
+    radio.addEventListener("change", () => {
+      canvas.brush.erase = radio.value === "erase";
+    });
+  }
+  byId("brush-size").addEventListener("input", setBrushSize);
+  canvas.addEventListener("session", setBrushSize);
+}
+
+/** The slider's scale is that of a picture of 128 pixels. */
+function setBrushSize() {
+  canvas.brush.radius = (Number(byId("brush-size").value) / 128) * (canvas.session?.height ?? 128);
+}
+
+function wireButtons() {
+  const press = (/** @type {string} */ id, /** @type {() => unknown} */ act) => byId(id).addEventListener("click", act);
+  press("undo", () => canvas.undo());
+  press("redo", () => canvas.redo());
+  press("reset", () => canvas.reset());
+  press("play", () => canvas.toggle());
+  press("step", () => canvas.step());
+  press("clear-points", () => canvas.clearPoints());
+  press("clear-mask", () => canvas.clearMask());
+  press("zoom-in", () => canvas.zoomBy(1.5));
+  press("zoom-out", () => canvas.zoomBy(1 / 1.5));
+  press("zoom-reset", () => canvas.resetZoom());
+  document.addEventListener("keydown", (event) => {
+    // Undo works wherever the focus is, but for a field that has its own.
+    const field = event.target instanceof HTMLInputElement && ["number", "text", "password"].includes(event.target.type);
+    if (event.defaultPrevented || field || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+    event.preventDefault();
+    void (event.shiftKey ? canvas.redo() : canvas.undo());
+  });
+  canvas.addEventListener("viewchange", (/** @type {any} */ event) => {
+    const percent = `${Math.round(event.detail.zoom * 100)} %`;
+    const button = byId("zoom-reset");
+    button.textContent = percent;
+    button.ariaLabel = `Zoom ${percent}: show all`;
+  });
+}
+
+function wirePicture() {
+  const seed = byId("seed");
+  const show = (/** @type {number} */ value) => canvas.create({ seed: value });
+  const seeds = new Seeds(byId("seeds"), canvas, show);
+  const truncation = new SliderRow(TRUNCATION, (value) => {
+    canvas.truncationPsi = value;
+    if (canvas.session?.seed !== null) void show(canvas.session.seed);
+    seeds.load();
+  });
+  truncation.mark({ default: DEFAULT_PSI });
+  byId("truncation").append(truncation.element);
+  byId("random").addEventListener("click", () => show(Math.floor(Math.random() * 1_000_000)));
+  byId("seed-form").addEventListener("submit", (/** @type {Event} */ event) => {
+    event.preventDefault();
+    void show(Number(seed.value));
+  });
+  let loaded = "";
+  canvas.addEventListener("session", (/** @type {any} */ event) => {
+    const { model, seed: present, width, height } = event.detail;
+    truncation.value = canvas.truncationPsi;
+    seed.value = present ?? "";
+    seeds.mark(present);
+    canvas.style.setProperty("--aspect", `${width} / ${height}`);
+    canvas.style.setProperty("--ratio", String(width / height));
+    if (loaded !== model) seeds.load();
+    loaded = model;
+  });
+}
+
+function wireStatus() {
+  const state = byId("state");
+  const play = byId("play");
+  canvas.addEventListener("status", (/** @type {any} */ event) => {
+    const status = event.detail;
+    const { running } = canvas;
+    byId("undo").disabled = !status.undo;
+    byId("redo").disabled = !status.redo;
+    byId("reset").disabled = !(status.step || status.undo);
+    byId("export").disabled = false;
+    byId("clear-points").disabled = !status.handles.length;
+    play.disabled = byId("step").disabled = !status.handles.length;
+    play.classList.toggle("running", running);
+    play.ariaLabel = running ? "Pause" : "Start";
+    play.title = `${play.ariaLabel} (Space)`;
+    state.dataset.state = status.state;
+    showState(status.state, status.step);
+  });
+  const hint = byId("hint");
+  canvas.addEventListener("session", () => {
+    hint.hidden = sessionStorage.getItem(HINTED_KEY) !== null;
+  });
+  canvas.addEventListener("frame", (/** @type {any} */ event) => {
+    if (!event.detail.running) return;
+    showState(canvas.status?.state, event.detail.step);
+    if (hint.hidden) return;
+    hint.hidden = true;
+    sessionStorage.setItem(HINTED_KEY, "yes");
+  });
+  canvas.addEventListener("connection", (/** @type {any} */ event) => {
+    const open = event.detail.state === "open";
+    document.body.classList.toggle("offline", !open);
+    if (!open) byId("state-text").textContent = event.detail.state === "refused" ? "Not connected" : "Connecting";
+    if (!open) state.dataset.state = "offline";
+  });
+}
+
+/** @param {string} state @param {number} step */
+function showState(state, step) {
+  const steps = step ? ` · ${step} step${step === 1 ? "" : "s"}` : "";
+  byId("state-text").textContent = (STATES[state] ?? state) + steps;
+}
+
+function begin() {
+  wireModes();
+  wireButtons();
+  wirePicture();
+  wireStatus();
+  const notices = new Notices(canvas, authorise);
+  new DragSettings(byId("sliders"), canvas);
+  new Timeline(byId("timeline"), canvas);
+  new LatencyPanel(byId("latency"), canvas);
+  buildExportMenu(byId("export"), byId("export-menu"), canvas, (text) => notices.toast(text));
+  if (matchMedia(NARROW).matches) for (const section of document.querySelectorAll("details")) section.open = false;
+  canvas.setAttribute("seed", new URLSearchParams(location.hash.slice(1)).get("seed") ?? String(FIRST_SEED));
+  canvas.setAttribute("token", takeToken());
+  canvas.setAttribute("remember", "");
+  canvas.setAttribute("src", ".");
+  canvas.append(byId("over"));
+  byId("stage").append(canvas); // last: it connects, and everybody listens by now
+}
+
+begin();

@@ -1,0 +1,111 @@
+/** The kept states of the picture: a film strip to scrub in. */
+
+import { make, showBlob } from "./dom.js";
+
+const SIZE = 96; // pixels of a thumbnail
+const LOAD_AFTER_MS = 300; // of rest
+
+export class Timeline {
+  #length = 0;
+  /** @type {number | null} */ #wanted = null;
+  #asking = false;
+  #timer = 0;
+  /** @type {AbortController | null} */ #loading = null;
+  #stale = false; // the thumbnails are not those of the present states
+
+  /** @param {HTMLElement} place @param {import("./drag-canvas.js").DragCanvas} canvas */
+  constructor(place, canvas) {
+    this.place = place;
+    this.canvas = canvas;
+    this.film = make("div", { class: "film", "aria-hidden": "true" });
+    this.input = make("input", {
+      type: "range",
+      min: 0,
+      max: 0,
+      step: 1,
+      value: 0,
+      disabled: true,
+      "aria-label": "Position in the timeline",
+      input: () => this.#scrub(Number(this.input.value)),
+    });
+    this.empty = make("p", { class: "empty" }, "Every step you make is kept here");
+    place.append(this.film, this.input, this.empty);
+    canvas.addEventListener("status", (/** @type {any} */ event) => this.#show(event.detail));
+    canvas.addEventListener("frame", (/** @type {any} */ event) => {
+      if (event.detail.running) this.#stale = true;
+    });
+    new ResizeObserver(() => {
+      this.#stale = true;
+      this.#later();
+    }).observe(place);
+  }
+
+  /** @param {any} status */
+  #show(status) {
+    this.#stale ||= status.timeline !== this.#length;
+    this.#length = status.timeline;
+    const any = status.timeline > 1;
+    if (!any) this.film.replaceChildren();
+    this.place.classList.toggle("any", any);
+    this.input.disabled = !any;
+    this.input.max = String(Math.max(status.timeline - 1, 0));
+    if (!this.#asking && this.#wanted === null) this.#place(status.position);
+    if (this.#stale) this.#later();
+  }
+
+  /** @param {number} position */
+  #place(position) {
+    this.input.value = String(position);
+    this.input.setAttribute("aria-valuetext", `State ${position + 1} of ${this.#length}`);
+    this.place.style.setProperty("--at", String(position / Math.max(this.#length - 1, 1)));
+  }
+
+  /** One request at a time, the latest wish next. @param {number} index */
+  async #scrub(index) {
+    this.#place(index);
+    this.#wanted = index;
+    if (this.#asking) return;
+    this.#asking = true;
+    if (this.canvas.running) await this.canvas.pause();
+    while (this.#wanted !== null) {
+      const wanted = this.#wanted;
+      this.#wanted = null;
+      if (!(await this.canvas.scrub(wanted))) break;
+    }
+    this.#wanted = null;
+    this.#asking = false;
+  }
+
+  /** Thumbnails are made when the picture rests: they cost what frames cost. */
+  #later() {
+    this.#loading?.abort();
+    window.clearTimeout(this.#timer);
+    this.#timer = window.setTimeout(() => this.#load(), LOAD_AFTER_MS);
+  }
+
+  async #load() {
+    const { canvas } = this;
+    if (canvas.status?.state === "running" || this.#asking || !this.#stale || this.#length < 2) return;
+    const loading = new AbortController();
+    this.#loading = loading;
+    const room = Math.max(Math.round(this.film.clientWidth / Math.max(this.film.clientHeight, 1)), 2);
+    const count = Math.min(room, this.#length);
+    const of = canvas.session.session;
+    const images = /** @type {HTMLImageElement[]} */ ([...this.film.children]);
+    while (images.length > count) images.pop()?.remove();
+    while (images.length < count) {
+      const image = make("img", { alt: "", draggable: "false", width: SIZE, height: SIZE });
+      images.push(image);
+      this.film.append(image);
+    }
+    for (const [place, image] of images.entries()) {
+      const index = Math.round((place * (this.#length - 1)) / Math.max(count - 1, 1));
+      try {
+        showBlob(image, await canvas.fetch(`api/sessions/${of}/timeline/${index}.webp?size=${SIZE}`, loading.signal));
+      } catch {
+        return; // overtaken, or the server is gone: the next rest loads them
+      }
+    }
+    this.#stale = false;
+  }
+}
