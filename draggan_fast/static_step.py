@@ -87,7 +87,8 @@ def first_on_crops(engine: FastEngine, reach: int, bucket: int) -> int | None:
     size = region_size(reach, engine.resolution, engine.size[0])
     if size is None:
         return None
-    return first_block(engine.synthesis, Region(torch.zeros(bucket, 2, dtype=torch.int64), size))
+    anywhere = Region(torch.zeros(bucket, 2, dtype=torch.int64), size)
+    return first_block(engine.synthesis, anywhere, engine.level_cost)
 
 
 @dataclass
