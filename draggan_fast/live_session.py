@@ -26,8 +26,8 @@ from .session_state import SessionState, changed_settings
 
 logger = logging.getLogger("draggan_fast.live")
 STATUS_SECONDS = 1.0  # between two of the messages that come while running
-MAX_RECORD_BYTES = 24 << 20  # of the steps made, which are all kept: some 50,000 of one point
-MAX_HELD_BYTES = 24 << 20  # of latents and masks in the timeline and the undo history
+MAX_RECORD_BYTES = 24 << 20  # of steps and events, which are all kept: 25,000 steps each towards new targets
+MAX_HELD_BYTES = 12 << 20  # of latents and masks in the timeline and the undo history
 MAX_COMMANDS = 500  # of one session that wait for its turn
 MAX_FEATURE_BYTES = 12 << 20  # of a picture's features while others have their turns
 NO_PICTURE = "There is no picture yet: send create, or upload a session."
@@ -59,6 +59,12 @@ class Said:
     viewer: Viewer
     message: protocol.Message
     arrived: float
+
+
+def record_bytes(state: SessionState) -> int:
+    """About what the steps and events of a state take, by measurement; more if there were more points before."""
+    points = 0 if state.handle_points is None else state.handle_points.shape[1]
+    return len(state.trajectory) * (400 + 12 * points) + len(state.events) * (250 + 8 * points)
 
 
 class LiveSession:
@@ -363,8 +369,7 @@ class LiveSession:
 
     def _step(self) -> None:
         drag, timeline = self._required
-        record = drag.steps * (300 + 12 * len(drag.state.handle_points[0]))  # type: ignore[index]
-        if record > MAX_RECORD_BYTES:
+        if record_bytes(drag.state) > MAX_RECORD_BYTES:
             self._live = False
             self._enter(
                 "limit", f"This picture has had {drag.steps} steps, as many as are kept; save it or begin anew."
