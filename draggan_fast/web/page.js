@@ -118,6 +118,7 @@ function wirePicture() {
     if (canvas.session?.seed !== null) void show(canvas.session.seed);
     seeds.load();
   });
+  truncation.value = DEFAULT_PSI;
   truncation.mark({ default: DEFAULT_PSI });
   byId("truncation").append(truncation.element);
   byId("random").addEventListener("click", () => show(Math.floor(Math.random() * 1_000_000)));
@@ -158,6 +159,9 @@ function wireStatus() {
   });
   canvas.addEventListener("frame", (/** @type {any} */ event) => {
     if (event.detail.running) showState(canvas.status?.state, event.detail.step);
+  });
+  canvas.addEventListener("error", () => {
+    if (!canvas.session) byId("state-text").textContent = "No picture";
   });
   canvas.addEventListener("connection", (/** @type {any} */ event) => {
     const open = event.detail.state === "open";

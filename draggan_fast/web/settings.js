@@ -157,6 +157,7 @@ export class DragSettings {
       for (const row of this.rows) {
         const { name } = row.slider;
         row.mark({ published: event.detail.published[name], "this model": event.detail.settings[name] });
+        if (!canvas.session) row.value = event.detail.settings[name];
       }
     });
     canvas.addEventListener("session", (/** @type {any} */ event) => {
