@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -141,6 +142,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.fps:
             live.element(f"element.connection.send('view', {{ fps: {arguments.fps} }})")
         session = live.element("element.session")
+        load = os.getloadavg()[0]  # of the last minute, before anything was pulled at
         time.sleep(2)  # thumbnails
         rows = measure(live, arguments.seconds)
         return {
@@ -150,6 +152,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "precision": session["precision"], "size": arguments.size, "seconds": arguments.seconds,
                 "moves_per_second": MOVES_PER_SECOND, "view": live.element("element.view"), "fps": arguments.fps,
                 "threads": arguments.threads, "browser": chromium.version,
+                "load_average_before": round(load, 2), "load_average_after": round(os.getloadavg()[0], 2),
             },
             "rows": rows,
         }  # fmt: skip

@@ -10,6 +10,8 @@ from draggan_fast.bench.browser import LivePage
 from draggan_fast.bench.landmarks import load_detector
 from PIL import Image
 
+NO_BROWSER = "NO BROWSER: the page is not tested: install Debian's chromium, or name one in DRAGGAN_FAST_BROWSER."
+EAR = (44.0, 32.0)  # on the ear at the left of seed 29
 # What Chromium itself writes to the console about a server that it cannot reach.
 UNREACHABLE = re.compile(r"WebSocket connection|ERR_CONNECTION|Failed to load resource")
 
@@ -91,3 +93,20 @@ def wait_until(condition, seconds=10.0):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def choose_mode(live, name):
+    live.page.get_by_text(name, exact=True).click()
+    live.until(f"element.mode === {name.lower()!r}")
+
+
+def drag(live, start=EAR, end=(36.0, 38.0)):
+    """A live drag that has come to rest."""
+    live.pull(start, end, seconds=0.3, moves=6)
+    live.release()
+    live.until_rest()
+
+
+def wait_until_it_looks_like(live, picture):
+    """Within half a level: JPEG, and the steps of another run."""
+    wait_until(lambda: difference(picture, live.picture()) < 0.5)

@@ -1,7 +1,6 @@
 """The page and <drag-canvas>, as a person uses them: the real server, the real browser."""
 
 import re
-import struct
 import threading
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -9,22 +8,36 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import uvicorn
 from draggan_fast.bench.browser import LiveServer, browser, find_chromium
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
-from tests.page_tabs import Guest, Tab, difference, landmark, mask_of, pixels, veil, wait_until
+from draggan_fast import create_app
+from tests.page_tabs import (
+    EAR,
+    NO_BROWSER,
+    Guest,
+    Tab,
+    choose_mode,
+    difference,
+    drag,
+    landmark,
+    mask_of,
+    pixels,
+    veil,
+    wait_until,
+    wait_until_it_looks_like,
+)
 
 # One worker runs them all, with one server and one browser.
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]
 if find_chromium() is None:
-    pytest.skip(
-        "NO BROWSER: the page is not tested. Install Debian's package chromium, or name one in DRAGGAN_FAST_BROWSER.",
-        allow_module_level=True,
-    )
+    pytest.skip(NO_BROWSER, allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDING = ROOT / "docs" / "embedding.md"
-EAR = (44.0, 32.0)  # on the ear at the left of seed 29
 TOKEN = "a-token-for-the-tests-of-the-page"
 
 
@@ -46,7 +59,7 @@ def guest():
 @pytest.fixture(scope="module")
 def server(guest):
     # A closed tab keeps its picture for a while: as many places as there are tests.
-    with LiveServer(("--max-sessions", "64", "--allow-origin", guest.url.rstrip("/"))) as started:
+    with LiveServer(("--threads", "1", "--max-sessions", "64", "--allow-origin", guest.url.rstrip("/"))) as started:
         yield started
 
 
@@ -54,9 +67,10 @@ def server(guest):
 def open_tab(chromium, server):
     tabs = []
 
-    def opened(url=None, *, ready=True, fragment="", **options):
+    def opened(url=None, *, ready=True, fragment="", before="", **options):
         tab = Tab(chromium, url or server.url, **options)
         tabs.append(tab)
+        tab.context.add_init_script(before)
         if ready:
             tab.live.open(fragment)
         else:
@@ -71,18 +85,6 @@ def open_tab(chromium, server):
 @pytest.fixture
 def live(open_tab):
     return open_tab().live
-
-
-def choose_mode(live, name):
-    live.page.get_by_text(name, exact=True).click()
-    live.until(f"element.mode === {name.lower()!r}")
-
-
-def drag(live, start=EAR, end=(36.0, 38.0)):
-    """A live drag that has come to rest."""
-    live.pull(start, end, seconds=0.3, moves=6)
-    live.release()
-    live.until_rest()
 
 
 # --- pulling ---------------------------------------------------------------------------------------------------------
@@ -167,11 +169,6 @@ def test_undo_and_redo_go_over_whole_drags(live):
     wait_until_it_looks_like(live, after)
     live.page.locator("#reset").click()
     wait_until_it_looks_like(live, before)
-
-
-def wait_until_it_looks_like(live, picture):
-    """Within half a level: JPEG, and the steps of another run."""
-    wait_until(lambda: difference(picture, live.picture()) < 0.5)
 
 
 def test_the_mask_shows_what_must_stay_and_holds_it(live):
@@ -422,7 +419,7 @@ def test_settings_reach_the_server_and_published_ones_are_marked(live):
 
 
 def test_token_place_limit_and_a_server_that_dies(open_tab):
-    with LiveServer(("--token", TOKEN, "--max-sessions", "1")) as server:
+    with LiveServer(("--threads", "1", "--token", TOKEN, "--max-sessions", "1")) as server:
         tab = open_tab(server.url, ready=False)
         tab.loses_server = True
         live, page = tab.live, tab.page
@@ -458,7 +455,61 @@ def test_token_place_limit_and_a_server_that_dies(open_tab):
         drag(live, (64.0, 74.0), (68.0, 74.0))
 
 
-# --- the modules -----------------------------------------------------------------------------------------------------
+def test_another_window_takes_the_picture_over_and_gives_it_back(open_tab, server):
+    one = open_tab()
+    key, session = one.page.evaluate(
+        "() => Object.entries(sessionStorage).find(([key]) => key.startsWith('drag-canvas:http'))"
+    )
+    drag(one.live)
+    here = one.live.picture()
+    two = open_tab(before=f"sessionStorage.setItem({key!r}, {session!r})")
+    wait_until_it_looks_like(two.live, here)
+    one.page.get_by_text("Opened elsewhere").wait_for()
+    one.page.get_by_role("button", name="Use it here").click()
+    two.page.get_by_text("Opened elsewhere").wait_for()
+    one.live.until("element.connection.isOpen && element.status.undo")
+    drag(one.live, (64.0, 74.0), (67.0, 74.0))
+
+
+def test_problems_are_told_in_words(live):
+    tell = "element.dispatchEvent(new CustomEvent('error', { detail: { code: '%s', message: '%s' } }))"
+    live.element(tell % ("value", "lr must be a number."))
+    assert live.page.locator("#toast").inner_text() == "lr must be a number."
+    live.element(tell % ("memory", "The device is out of memory."))
+    card = live.page.locator("#notice")
+    assert "Out of memory" in card.inner_text()
+    assert "The device is out of memory." in card.inner_text()
+    card.get_by_role("button", name="Try again").click()
+    live.until("element.connection.isOpen")
+    card.wait_for(state="hidden")
+    live.page.locator("#seed").fill("4294967295")
+    live.page.keyboard.press("Enter")
+    live.until("element.session.seed === 4294967295")
+
+
+def test_the_page_works_under_a_prefix(open_tab):
+    app = create_app()
+    config = uvicorn.Config(
+        Starlette(routes=[Mount("/studio", app)]), port=0, log_level="warning", ws="websockets-sansio", lifespan="off"
+    )
+    mounted = uvicorn.Server(config)
+    thread = threading.Thread(target=mounted.run)
+    thread.start()
+    try:
+        wait_until(lambda: mounted.started, seconds=30)
+        port = mounted.servers[0].sockets[0].getsockname()[1]
+        tab = open_tab(f"http://127.0.0.1:{port}/studio/")
+        drag(tab.live)
+        tab.page.locator("#seeds img[src]").first.wait_for()
+        tab.page.locator("#timeline img[src]").first.wait_for()
+        tab.close()
+    finally:
+        mounted.should_exit = True
+        thread.join()
+        app.live.stop()
+
+
+# --- elsewhere -------------------------------------------------------------------------------------------------------
 
 
 def test_the_example_of_the_documentation_works_on_another_origin(open_tab, server, guest):
@@ -469,86 +520,3 @@ def test_the_example_of_the_documentation_works_on_another_origin(open_tab, serv
     assert tab.page.locator("#state").inner_text() == f"{tab.live.element('element.status.step')} steps"
     tab.live.element("element.redo()")
     assert "redo" in tab.page.locator("#state").inner_text()
-
-
-def test_frames_are_read_as_the_protocol_says(live):
-    header = struct.pack("<2s4B H3I2H6f", b"DF", 1, 2, 1 | 4, 0, 2, 70000, 9, 41, 64, 48, 1, 2, 3, 4, 5, float("nan"))
-    points = struct.pack("<6f", 1.5, 2.5, 3, 4, 5, 6)
-    read = """([bytes]) => import(new URL('static/frame.js', document.baseURI)).then(({ parseFrame }) => {
-        const frame = parseFrame(new Uint8Array(bytes).buffer);
-        return { ...frame, picture: [frame.picture.size, frame.picture.type] };
-    }).catch((error) => error.message)"""
-    good = header + points + b"jpeg"
-    assert live.page.evaluate(read, [list(good)]) == {
-        "frame": 70000,
-        "step": 9,
-        "stamp": 41,
-        "preview": True,
-        "done": False,
-        "running": True,
-        "scrubbed": False,
-        "width": 64,
-        "height": 48,
-        "times": {"step": 1, "render": 2, "encode": 3, "wait": 4, "sinceStamp": 5},
-        "loss": None,
-        "handles": [[1.5, 2.5], [4, 5]],
-        "distances": [3, 6],
-        "picture": [4, "image/jpeg"],
-    }
-    for bad in (
-        b"",
-        good[:40],
-        header + points[:20],
-        b"DF\x02" + good[3:],
-        b"XX" + good[2:],
-        good[:3] + b"\x09" + good[4:],
-    ):
-        assert "frame" in live.page.evaluate(read, [list(bad)])
-
-
-def test_latency_is_counted_from_the_move_to_the_first_frame_that_shows_it(live):
-    result = live.page.evaluate(
-        """() => import(new URL('static/latency.js', document.baseURI)).then(({ Latency }) => {
-            const latency = new Latency();
-            const frame = (stamp, received, step) => ({ stamp, received, step, times: { sinceStamp: 3 } });
-            latency.moved(1, 100); latency.sent(1, 101);
-            latency.moved(2, 110); latency.moved(2, 114); latency.sent(2, 115);
-            latency.moved(3, 130); latency.sent(3, 130);
-            const first = latency.drawn(frame(0, 118, 1), 120);
-            const second = latency.drawn(frame(2, 145, 4), 150);
-            const again = latency.drawn(frame(2, 155, 6), 160);
-            latency.settle();
-            const late = latency.drawn(frame(3, 165, 10), 170);
-            return { first, second, again, late, network: latency.network.values,
-                p50: latency.pointerToPaint.percentile(0.5), rates: latency.rates(1140) };
-        })"""
-    )
-    assert result["first"] == result["again"] == result["late"] == []
-    assert result["second"] == [50, 40, 36]
-    assert result["p50"] == 40
-    assert result["network"] == [27]
-    assert result["rates"] == {"frames": 3, "steps": 6}
-
-
-def test_screen_and_picture_agree_at_any_zoom(live):
-    worst = live.page.evaluate(
-        """() => import(new URL('static/viewport.js', document.baseURI)).then(({ Viewport }) => {
-            const view = new Viewport();
-            view.setBox(640, 400); view.setPicture(512, 256);
-            let worst = 0;
-            for (let turn = 0; turn < 200; turn += 1) {
-                const at = [(turn * 37) % 640, (turn * 53) % 400];
-                const before = view.toPicture(at);
-                const inside = view.rectangle;
-                view.zoomAt(at, turn % 3 ? 1.3 : 0.5);
-                view.panBy((turn % 7) - 3, (turn % 5) - 2);
-                const back = view.toScreen(view.toPicture(at));
-                worst = Math.max(worst, Math.abs(back[0] - at[0]), Math.abs(back[1] - at[1]));
-                const { left, top, width, height } = view.rectangle;
-                if (width >= 640) worst = Math.max(worst, left, 640 - left - width);
-                if (height >= 400) worst = Math.max(worst, top, 400 - top - height);
-            }
-            return worst;
-        })"""
-    )
-    assert worst < 1e-6

@@ -298,7 +298,7 @@ export class Connection extends EventTarget {
 async function reason(response) {
   const text = await response.text();
   try {
-    return JSON.parse(text).message || `The server answered ${response.status}.`;
+    return JSON.parse(text).error || `The server answered ${response.status}.`;
   } catch {
     return `The server answered ${response.status}.`;
   }

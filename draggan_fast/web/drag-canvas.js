@@ -5,6 +5,7 @@
  */
 
 import { Connection, UPLOAD_MASK, UPLOAD_SESSION } from "./connection.js";
+import { SessionCopy } from "./copy.js";
 import { buildView } from "./drag-canvas-view.js";
 import { Driver } from "./driver.js";
 import { Gestures } from "./gestures.js";
@@ -17,8 +18,9 @@ import { Painter } from "./painter.js";
 import { Points } from "./points.js";
 import { Viewport } from "./viewport.js";
 
-const SMALL = 256; // pixels: up to here frames are sent in better quality, since they are enlarged
-const COPY_AFTER_MS = 1500; // of rest
+const SMALL = 256; // pixels: up to here a picture is shown enlarged, and costs little to send as it is
+const VIEW_SMALL = { fps: 60, quality: 95, preview: "never" };
+const VIEW_LARGE = { fps: 60, quality: 90, preview: "auto" };
 const RUNNING = new Set(["running", "waiting"]);
 const FILES = /** @type {const} */ ({
   picture: "picture.png",
@@ -39,8 +41,8 @@ export class DragCanvas extends HTMLElement {
   /** The brush of mask mode, its radius in pixels of the picture. */
   brush = { radius: 10, erase: false };
   truncationPsi = 0.7;
-  /** What this viewer wants to be sent (the protocol's `view` message). @type {Record<string, string | number>} */
-  view = { fps: 60 };
+  /** What shall be sent otherwise than usual (the protocol's `view` message). @type {Record<string, string | number>} */
+  view = {};
 
   /** The server's last messages. @type {any} */ welcome = null;
   /** @type {any} */ session = null;
@@ -50,9 +52,7 @@ export class DragCanvas extends HTMLElement {
 
   /** @type {Driver | null} */ #driver = null;
   /** @type {Point | null} */ #hover = null;
-  /** A copy of the session, for a server that was started anew. @type {Blob | null} */ #copy = null;
   #redrawing = 0;
-  #copyTimer = 0;
 
   constructor() {
     super();
@@ -88,6 +88,7 @@ export class DragCanvas extends HTMLElement {
   #resizes;
   #host = this.#makeHost();
   #modes = { live: new LiveMode(this.#host), points: new PointMode(this.#host), mask: new MaskMode(this.#host) };
+  #copy = new SessionCopy(this);
   #keyboard = new Keyboard(this, this.#host, () => this.#redraw());
 
   // --- the element in its page ---------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ export class DragCanvas extends HTMLElement {
 
   disconnectedCallback() {
     this.#resizes.disconnect();
-    window.clearTimeout(this.#copyTimer);
+    this.#copy.forget();
     this.#disconnect();
   }
 
@@ -169,7 +170,7 @@ export class DragCanvas extends HTMLElement {
     const seed = options.seed ?? Number(this.getAttribute("seed") ?? 0);
     this.truncationPsi = options.truncationPsi ?? this.truncationPsi;
     const model = options.model ?? this.getAttribute("model");
-    this.#copy = null;
+    this.#copy.forget();
     return this.#request("create", {
       seed,
       truncation_psi: this.truncationPsi,
@@ -286,8 +287,9 @@ export class DragCanvas extends HTMLElement {
   async #welcomed(message) {
     this.welcome = message;
     this.#tell("welcome", message);
+    this.connection?.send("view", { ...VIEW_SMALL, ...this.view });
     if (message.resumed) return;
-    const copy = this.#copy;
+    const copy = this.#copy.file;
     if (copy && (await this.open(copy))) {
       this.announce("The server was started anew; your picture is back.");
       this.#tell("restored", {});
@@ -306,7 +308,7 @@ export class DragCanvas extends HTMLElement {
     const { width, height } = message;
     this.viewport.setPicture(width, height);
     this.#painter.setSize(width, height);
-    this.connection?.send("view", { quality: Math.max(width, height) <= SMALL ? 95 : 90, ...this.view });
+    if (Math.max(width, height) > SMALL) this.connection?.send("view", { ...VIEW_LARGE, ...this.view });
     this.mask.setSize(width, height);
     this.points.set(message.handles, message.targets);
     this.points.pending = null;
@@ -334,7 +336,7 @@ export class DragCanvas extends HTMLElement {
       this.announce(`Done after ${message.step} steps.`);
       this.#tell("done", message);
     }
-    if (!this.running) this.#keepCopy();
+    if (!this.running) this.#copy.keep();
   }
 
   /** @param {any} frame */
@@ -359,17 +361,6 @@ export class DragCanvas extends HTMLElement {
   #problem(error) {
     this.announce(error.message);
     this.#tell("error", { code: error.code ?? "internal", message: error.message });
-  }
-
-  /** Keeps the saved session at rest, so that a server that was started anew can go on with it. */
-  #keepCopy() {
-    window.clearTimeout(this.#copyTimer);
-    this.#copyTimer = window.setTimeout(async () => {
-      if (!this.connection?.isOpen || this.running || !this.session) return;
-      const of = this.session.session;
-      const copy = await this.download("session").catch(() => null); // only a convenience: the next rest tries again
-      if (copy && of === this.session.session) this.#copy = copy;
-    }, COPY_AFTER_MS);
   }
 
   // --- small things ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,32 @@
+/** A copy of the saved session, fetched whenever the picture rests: a server that was started anew can go on with it. */
+
+const AFTER_MS = 1500; // of rest
+
+export class SessionCopy {
+  /** @type {Blob | null} */ file = null;
+  #timer = 0;
+
+  /** @param {import("./drag-canvas.js").DragCanvas} element */
+  constructor(element) {
+    this.element = element;
+  }
+
+  forget() {
+    window.clearTimeout(this.#timer);
+    this.file = null;
+  }
+
+  /** Soon, if the picture still rests then. */
+  keep() {
+    window.clearTimeout(this.#timer);
+    this.#timer = window.setTimeout(() => this.#fetch(), AFTER_MS);
+  }
+
+  async #fetch() {
+    const { element } = this;
+    if (!element.connection?.isOpen || element.running || !element.session) return;
+    const of = element.session;
+    const file = await element.download("session").catch(() => null); // a convenience: the next rest tries again
+    if (file && of === element.session) this.file = file;
+  }
+}

@@ -1,0 +1,119 @@
+"""The page's modules one by one, in a browser: what needs no server but one of files."""
+
+import functools
+import struct
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from draggan_fast.bench.browser import browser, find_chromium
+
+import draggan_fast
+from tests.page_tabs import NO_BROWSER
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]
+if find_chromium() is None:
+    pytest.skip(NO_BROWSER, allow_module_level=True)
+
+WEB = Path(draggan_fast.__file__).parent / "web"
+
+
+class Files(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def modules():
+    """An empty page beside the modules."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=WEB)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with browser() as chromium:
+            page = chromium.new_page()
+            page.goto(f"http://127.0.0.1:{server.server_port}/icon.svg")
+            yield page
+        server.shutdown()
+
+
+def test_frames_are_read_as_the_protocol_says(modules):
+    header = struct.pack("<2s4B H3I2H6f", b"DF", 1, 2, 1 | 4, 0, 2, 70000, 9, 41, 64, 48, 1, 2, 3, 4, 5, float("nan"))
+    points = struct.pack("<6f", 1.5, 2.5, 3, 4, 5, 6)
+    read = """([bytes]) => import('/frame.js').then(({ parseFrame }) => {
+        const frame = parseFrame(new Uint8Array(bytes).buffer);
+        return { ...frame, picture: [frame.picture.size, frame.picture.type] };
+    }).catch((error) => error.message)"""
+    good = header + points + b"jpeg"
+    assert modules.evaluate(read, [list(good)]) == {
+        "frame": 70000,
+        "step": 9,
+        "stamp": 41,
+        "preview": True,
+        "done": False,
+        "running": True,
+        "scrubbed": False,
+        "width": 64,
+        "height": 48,
+        "times": {"step": 1, "render": 2, "encode": 3, "wait": 4, "sinceStamp": 5},
+        "loss": None,
+        "handles": [[1.5, 2.5], [4, 5]],
+        "distances": [3, 6],
+        "picture": [4, "image/jpeg"],
+    }
+    for bad in (
+        b"",
+        good[:40],
+        header + points[:20],
+        b"DF\x02" + good[3:],
+        b"XX" + good[2:],
+        good[:3] + b"\x09" + good[4:],
+    ):
+        assert "frame" in modules.evaluate(read, [list(bad)])
+
+
+def test_latency_is_counted_from_the_move_to_the_first_frame_that_shows_it(modules):
+    result = modules.evaluate(
+        """() => import('/latency.js').then(({ Latency }) => {
+            const latency = new Latency();
+            const frame = (stamp, received, step) => ({ stamp, received, step, times: { sinceStamp: 3 } });
+            latency.moved(1, 100); latency.sent(1, 101);
+            latency.moved(2, 110); latency.moved(2, 114); latency.sent(2, 115);
+            latency.moved(3, 130); latency.sent(3, 130);
+            const first = latency.drawn(frame(0, 118, 1), 120);
+            const second = latency.drawn(frame(2, 145, 4), 150);
+            const again = latency.drawn(frame(2, 155, 6), 160);
+            latency.settle();
+            const late = latency.drawn(frame(3, 165, 10), 170);
+            return { first, second, again, late, network: latency.network.values,
+                p50: latency.pointerToPaint.percentile(0.5), rates: latency.rates(1140) };
+        })"""
+    )
+    assert result["first"] == result["again"] == result["late"] == []
+    assert result["second"] == [50, 40, 36]
+    assert result["p50"] == 40
+    assert result["network"] == [27]
+    assert result["rates"] == {"frames": 3, "steps": 6}
+
+
+def test_screen_and_picture_agree_at_any_zoom(modules):
+    worst = modules.evaluate(
+        """() => import('/viewport.js').then(({ Viewport }) => {
+            const view = new Viewport();
+            view.setBox(640, 400); view.setPicture(512, 256);
+            let worst = 0;
+            for (let turn = 0; turn < 200; turn += 1) {
+                const at = [(turn * 37) % 640, (turn * 53) % 400];
+                const before = view.toPicture(at);
+                const inside = view.rectangle;
+                view.zoomAt(at, turn % 3 ? 1.3 : 0.5);
+                view.panBy((turn % 7) - 3, (turn % 5) - 2);
+                const back = view.toScreen(view.toPicture(at));
+                worst = Math.max(worst, Math.abs(back[0] - at[0]), Math.abs(back[1] - at[1]));
+                const { left, top, width, height } = view.rectangle;
+                if (width >= 640) worst = Math.max(worst, left, 640 - left - width);
+                if (height >= 400) worst = Math.max(worst, top, 400 - top - height);
+            }
+            return worst;
+        })"""
+    )
+    assert worst < 1e-6
