@@ -48,6 +48,8 @@ def compared_row(
 
 def with_floor(found: Row, limits: floor.Ceilings, gflop: float | None = None, gbytes: float | None = None) -> Row:
     """The row with the work that cannot be avoided, its rates, and which share of the roofline it reaches."""
+    if not (gflop or gbytes):  # nothing is counted, so no share is known
+        return found
     seconds = found["p50_ms"] / 1e3
     least = limits.least_seconds((gflop or 0) * 1e9, (gbytes or 0) * 1e9, found["precision"] or "fp32")
     return found | {

@@ -65,6 +65,8 @@ class FlowTrackedSession(DragSession):
     Handles are then not whole pixels: a flow of a tenth of a pixel a step must add up.
     """
 
+    may_capture = False  # a captured step tracks by features
+
     def __init__(self, model: Model, w0: Tensor, config: DragConfig, follow: Follower) -> None:
         super().__init__(model, w=w0, config=config)
         self._follow = follow

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from draggan_fast import DragConfig, DragError, DragSession, Model
@@ -54,17 +55,24 @@ Start = Callable[[Model, Tensor, Points, Points, DragConfig, Tensor | None, str]
 
 @dataclass(frozen=True)
 class Engine:
-    """name: what rows and ``--engine`` call it.  precisions: what it can compute in, its default first."""
+    """name: what rows and ``--engine`` call it.  precisions: what it can compute in, its default first;
+    gpu_precisions: what else on a GPU."""
 
     name: str
     about: str
     precisions: tuple[str, ...]
     start: Start
+    gpu_precisions: tuple[str, ...] = ()
+
+    def served(self, device: torch.device) -> tuple[str, ...]:
+        """What it computes in on such a device."""
+        return self.precisions + (self.gpu_precisions if device.type == "cuda" else ())
 
 
 def start_latent(model: Model, seed: int = 0, truncation_psi: float = 0.7) -> Tensor:
     """w0 [num_ws, w_dim] of a seed, the same for every engine."""
-    return DragSession(model, seed=seed, truncation_psi=truncation_psi).w0
+    config = model.drag_config(engine="reference")  # packs no weights that the memory measured would be charged with
+    return DragSession(model, seed=seed, truncation_psi=truncation_psi, config=config).w0
 
 
 class PublishedEngineDrag:
@@ -158,7 +166,7 @@ BASELINE, REFERENCE, FAST = "published", "reference", "fast"
 ENGINES: dict[str, Engine] = {
     BASELINE: Engine(BASELINE, "the published program's step, in plain PyTorch", ("fp32",), PublishedEngineDrag),
     REFERENCE: Engine(REFERENCE, "DragSession on plain PyTorch", ("fp32",), SessionDrag),
-    FAST: Engine(FAST, "DragSession on frozen weights", ("fp32", "bf16"), FastDrag),
+    FAST: Engine(FAST, "DragSession on frozen weights", ("fp32", "bf16"), FastDrag, gpu_precisions=("fp16",)),
 }
 
 
@@ -181,6 +189,7 @@ def start_drag(
 ) -> Drag:
     """A drag by the engine of this name. Raises DragError if it does not know the precision, or the input is bad."""
     found = engine_named(engine)
-    if precision not in found.precisions:
-        raise DragError(f"The engine {engine} computes in {', '.join(found.precisions)}, not in {precision!r}.")
+    served = found.served(model.device)
+    if precision not in served:
+        raise DragError(f"The engine {engine} computes in {', '.join(served)} here, not in {precision!r}.")
     return found.start(model, w0, handle_points, target_points, config, movable_mask, precision)

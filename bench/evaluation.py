@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from draggan_fast import DragConfig, DragError, Model, load
+from draggan_fast.loading import pick_device
 
 from .drag_runs import FEATURES, DragRun, picture_of, run_drag, settings_config
 from .engines import BASELINE, ENGINES, engine_named, start_latent
@@ -77,7 +78,7 @@ def chosen_engines(arguments: argparse.Namespace) -> list[tuple[str, str]]:
         names = list(arguments.engine or [name for name in ENGINES if name != BASELINE])
     found = []
     for name in names:
-        known = engine_named(name).precisions
+        known = engine_named(name).served(pick_device(arguments.device))
         asked = {("auto",): known[:1], ("all",): known}.get(arguments.precision, arguments.precision)
         for precision in asked:
             if precision not in known:

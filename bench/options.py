@@ -11,6 +11,7 @@ import torch
 
 from draggan_fast import DragError, Model, load
 from draggan_fast.command_common import set_threads
+from draggan_fast.engine import best_precision
 from draggan_fast.loading import pick_device
 from draggan_fast.models import DEFAULT_MODEL, resolve
 
@@ -28,7 +29,8 @@ class Options:
     """A checked request. ``points`` and ``masks`` are those of the suite ``step``; others take the first of each.
 
     every_case: the full product of points and masks; otherwise the masks go with the first number of points only.
-    precisions: None = each engine's own.  seconds: what one case may take, though never fewer than three repeats.
+    precisions: None = float32 and what the device is fast in.
+    seconds: what one case may take, though never fewer than three repeats.
     """
 
     suites: tuple[str, ...]
@@ -52,10 +54,11 @@ class Options:
     def contenders(self) -> list[tuple[str, str]]:
         """(engine, precision), the baseline first: every ratio needs it."""
         pairs = [(BASELINE, ENGINES[BASELINE].precisions[0])]
+        # Unless it is asked for, not in what this device only emulates: bf16 without AMX takes ten times as long.
+        wanted = self.precisions or ("fp32", best_precision(self.device)[0])
         for engine in self.engines:
             if engine != BASELINE:
-                known = ENGINES[engine].precisions
-                pairs += [(engine, p) for p in known if self.precisions is None or p in self.precisions]
+                pairs += [(engine, p) for p in ENGINES[engine].served(self.device) if p in wanted]
         return pairs
 
     def loaded_models(self) -> Iterator[Model]:
@@ -138,5 +141,5 @@ def check_fit(options: Options, model: str | None) -> None:
     wanted = set(options.suites) & ENGINE_SUITES
     if options.precisions is not None and wanted:
         for precision in options.precisions:
-            if not any(precision in ENGINES[name].precisions for name in options.engines):
-                raise DragError(f"None of the engines {', '.join(options.engines)} computes in {precision}.")
+            if not any(precision in ENGINES[name].served(options.device) for name in options.engines):
+                raise DragError(f"None of the engines {', '.join(options.engines)} computes in {precision} here.")

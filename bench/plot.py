@@ -24,6 +24,7 @@ from . import figures
 
 Row = dict[str, Any]
 IDENTITY = ("suite", "name", "engine", "model", "resolution", "points", "mask", "precision", "settings", "threads")
+NOISY = 0.2  # relative half-width from which a ratio is shown to one digit
 ENGINES = ("published", "reference", "fast")  # the order of columns; engines unknown here follow by name
 
 
@@ -85,6 +86,23 @@ def step_table(rows: list[Row]) -> str:
     return markdown(header, ([*key, *[cells.get(c, "–") for c in columns]] for key, cells in body.items()))
 
 
+def frame_table(rows: list[Row]) -> str:
+    """The same for a step with its full picture and that picture's encoding: what a front-end waits for."""
+    found = sorted(
+        select(rows, suite="frame", name="frame"),
+        key=lambda r: (str(r["model"]).startswith("random"), r["resolution"]),
+    )
+    columns = columns_of(found)
+    body: dict[str, dict[tuple[str, str | None], str]] = {}
+    for row in found:
+        ratio = row.get("ratio_to_published")
+        shown = "" if row["engine"] == "published" else f" (**{ratio:.1f}×**)" if ratio else " (not verified)"
+        cell = f"{milliseconds(row['p50_ms'])}{shown}"
+        body.setdefault(workload(row), {})[row["engine"], row["precision"]] = cell
+    header = ["picture", *[f"{e}, {p}" for e, p in columns]]
+    return markdown(header, ([key, *[cells.get(c, "–") for c in columns]] for key, cells in body.items()))
+
+
 def columns_of(rows: Iterable[Row]) -> list[tuple[str, str | None]]:
     """(engine, precision) of every column, in the order of ``engines``."""
     rows = list(rows)
@@ -137,11 +155,22 @@ def landmarks_table(rows: list[Row]) -> str:
                 str(row["pairs"]),
                 interval(row, "after", ".1f"),
                 f"{row['near']:.0%}",
+                f"{row['success']:.0%}" if known else "–",
                 f"{row['steps']:.0f}" if known else "–",
                 f"{row['seconds']:.1f}" if known else "–",
             ]
         )
-    header = ["points", "settings", "engine", "pairs", "distance, px", "within 3 px", "steps", "seconds"]
+    header = [
+        "points",
+        "settings",
+        "engine",
+        "pairs",
+        "distance, px",
+        "within 3 px",
+        "all within stop distance",
+        "steps",
+        "s",
+    ]
     return markdown(header, sorted(body, key=lambda line: (int(line[0]) if line[0].isdigit() else 99, line[1] != "–")))
 
 
@@ -152,7 +181,10 @@ def ops_table(rows: list[Row]) -> str:
     body: dict[tuple[str, str], dict[tuple[str, str | None], str]] = {}
     for row in found:
         ratio = row.get("ratio_to_published")
-        shown = " (not verified)" if row.get("verified") is False else f" ({ratio:.0f}×)" if ratio else ""
+        noisy = (row.get("ratio_noise") or 0) > NOISY
+        shown = " (not verified)" if row.get("verified") is False else ""
+        if ratio and not shown:
+            shown = f" (about {float(f'{ratio:.1g}'):.0f}×)" if noisy else f" ({ratio:.0f}×)"
         key = (f"`{row['name']}`", "–" if row["points"] in (None, 0) else str(row["points"]))
         cells = body.setdefault(key, {})
         cells[row["engine"], row["precision"]] = f"{row['p50_ms']:.2f}{'' if row['engine'] == 'published' else shown}"
@@ -160,7 +192,13 @@ def ops_table(rows: list[Row]) -> str:
     return markdown(["op, ms", "points", *names], ([*k, *[c.get(e, "–") for e in columns]] for k, c in body.items()))
 
 
-TABLES = {"step": step_table, "memory": memory_table, "ops": ops_table, "landmarks": landmarks_table}
+TABLES = {
+    "step": step_table,
+    "frame": frame_table,
+    "memory": memory_table,
+    "ops": ops_table,
+    "landmarks": landmarks_table,
+}
 
 
 def machine_line(rows: list[Row]) -> str:

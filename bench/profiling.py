@@ -127,6 +127,7 @@ class Subject:
         config = crawling_config(self.model, engine=self.engine)
         session = DragSession(self.model, seed=0, label=0 if self.model.config.c_dim else None, config=config)
         size = self.model.config.resolution
+        session.may_capture = False  # a captured step cannot be cut; ``bench step`` times it whole
         session.set_points(*default_points(size, self.points))
         session.set_mask(mask_named(self.mask, size))
         session.step()  # takes the references and the mask's feature, once per drag

@@ -27,7 +27,8 @@ from draggan_fast.generator import StyledConv
 class PublishedDrag:
     """A drag as the published program makes it; points are (x, y) here too.
 
-    model: its network is copied, since this program lets its weights collect gradients.  w0: [num_ws, w_dim].
+    model: its modules are copied, not its weights, since this program lets them collect gradients.
+    w0: [num_ws, w_dim].
     movable_mask: [H, W] float32 on the model's device, 1 where the picture may change.
     """
 
@@ -41,7 +42,10 @@ class PublishedDrag:
     start_feature: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.generator = copy.deepcopy(self.model.generator).requires_grad_(True)
+        shared = self.model.generator
+        # The same storage, for memory's sake: nothing here writes to a weight.
+        ours = {id(p): torch.nn.Parameter(p.detach()) for p in shared.parameters()}
+        self.generator = copy.deepcopy(shared, ours).requires_grad_(True)
         for module in self.generator.modules():
             if isinstance(module, StyledConv):
                 module.weight_energy = None  # these weights may change, so nothing of them is known beforehand

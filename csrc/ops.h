@@ -16,30 +16,28 @@ namespace draggan {
 using at::Tensor;
 
 // One declaration for each device: csrc/cpu/<op>.cpp defines and registers the first, csrc/cuda/<op>.cu the second.
-#define DRAGGAN_DECLARE_OPS(device)                                                                               \
-  namespace device {                                                                                              \
-  /* -> loss [B], grad_feature [B, C, h, w] */                                                                    \
-  std::tuple<Tensor, Tensor> motion_supervision(const Tensor& feature, const Tensor& handle_points,               \
-                                                const Tensor& target_points, const Tensor& active, int64_t r1,    \
-                                                at::IntArrayRef image_size);                                      \
-  /* reference_feature [B, N, C] -> handle_points [B, N, 2] float32, distance [B, N] float32 */                   \
-  std::tuple<Tensor, Tensor> point_tracking(const Tensor& feature, const Tensor& reference_feature,               \
-                                            const Tensor& handle_points, const Tensor& active, int64_t r2,        \
-                                            at::IntArrayRef image_size);                                          \
-  /* feature0 [B, C, h, w], movable_mask [B, H, W] in [0, 1] -> loss [B], grad_feature [B, C, h, w] */            \
-  std::tuple<Tensor, Tensor> mask_loss(const Tensor& feature, const Tensor& feature0, const Tensor& movable_mask, \
-                                       at::IntArrayRef image_size);                                               \
-  /* points [B, N, 2] -> [B, N, C] float32 */                                                                     \
-  Tensor sample_feature(const Tensor& feature, const Tensor& points, at::IntArrayRef image_size);                 \
+#define DRAGGAN_DECLARE_OPS(device)                                                                                 \
+  namespace device {                                                                                                \
+  /* -> loss [B], grad_feature [B, C, h, w] */                                                                      \
+  std::tuple<Tensor, Tensor> motion_supervision(const Tensor& feature, const Tensor& handle_points,                 \
+                                                const Tensor& target_points, const Tensor& active, int64_t r1,      \
+                                                at::IntArrayRef image_size);                                        \
+  /* the same for crops of a larger image: crop_origin [B, 2] int64 is the pixel (x, y) of whole_size, {H, W}, that \
+     each begins at */                                                                                              \
+  std::tuple<Tensor, Tensor> motion_supervision_on_crops(const Tensor& feature, const Tensor& handle_points,        \
+                                                         const Tensor& target_points, const Tensor& active,         \
+                                                         int64_t r1, at::IntArrayRef image_size,                    \
+                                                         const Tensor& crop_origin, at::IntArrayRef whole_size);    \
+  /* reference_feature [B, N, C] -> handle_points [B, N, 2] float32, distance [B, N] float32 */                     \
+  std::tuple<Tensor, Tensor> point_tracking(const Tensor& feature, const Tensor& reference_feature,                 \
+                                            const Tensor& handle_points, const Tensor& active, int64_t r2,          \
+                                            at::IntArrayRef image_size);                                            \
+  /* feature0 [B, C, h, w], movable_mask [B, H, W] in [0, 1] -> loss [B], grad_feature [B, C, h, w] */              \
+  std::tuple<Tensor, Tensor> mask_loss(const Tensor& feature, const Tensor& feature0, const Tensor& movable_mask,   \
+                                       at::IntArrayRef image_size);                                                 \
+  /* points [B, N, 2] -> [B, N, C] float32 */                                                                       \
+  Tensor sample_feature(const Tensor& feature, const Tensor& points, at::IntArrayRef image_size);                   \
   }
-
-namespace cpu {
-// The same for crops of a larger image: crop_origin [B, 2] int64 is the pixel (x, y) of whole_size that each begins at.
-std::tuple<Tensor, Tensor> motion_supervision_on_crops(const Tensor& feature, const Tensor& handle_points,
-                                                       const Tensor& target_points, const Tensor& active, int64_t r1,
-                                                       at::IntArrayRef image_size, const Tensor& crop_origin,
-                                                       at::IntArrayRef whole_size);
-}  // namespace cpu
 
 DRAGGAN_DECLARE_OPS(cpu)
 DRAGGAN_DECLARE_OPS(cuda)

@@ -63,8 +63,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="auto",
-        metavar="auto|fp32|bf16",
-        help="arithmetic of the synthesis (default auto: what the device is fast in)",
+        metavar="auto|fp32|bf16|fp16",
+        help="arithmetic of the synthesis (default auto: what the device is fast in; fp16 on GPUs only)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
 

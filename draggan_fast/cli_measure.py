@@ -62,7 +62,9 @@ def add_bench(commands: Commands) -> None:
     bench.add_argument(
         "--engine", type=names, metavar="NAME,…", help="engines beside 'published' (default all that there are)"
     )
-    bench.add_argument("--precision", type=names, metavar="fp32,…", help="arithmetic (default all an engine knows)")
+    bench.add_argument(
+        "--precision", type=names, metavar="fp32,…", help="arithmetic (default fp32 and what the device is fast in)"
+    )
     bench.add_argument(
         "--model", metavar="NAME|PATH", help="only this model (default: the random networks and toy-animals)"
     )

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, media, models, ops, session_file, synthesis_ops
+from . import checkpoint, graphs, media, models, ops, session_file, synthesis_ops
 from .command_common import check_output, provenance, set_threads
 from .drag_command import DEFAULT_PSI, drag
-from .engine import best_precision
+from .engine import COMPILE, DTYPES, best_precision, compiles, refusal
 from .errors import DragError
 from .loading import load, pick_device
 from .session import DragSession
@@ -184,7 +184,7 @@ def diagnosis() -> dict[str, Any]:
     cuda = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    capability = torch.backends.cpu.get_cpu_capability()
+    capability, device = torch.backends.cpu.get_cpu_capability(), pick_device("auto")
     try:
         embedded = str(models.resolve(models.DEFAULT_MODEL).name)
     except DragError as error:
@@ -197,10 +197,13 @@ def diagnosis() -> dict[str, Any]:
         "cpu": {"name": cpu_name(), "threads": torch.get_num_threads(), "vector instructions": capability},
         "cuda": cuda or "no CUDA device; the CPU is used",
         "compiled library": compiled_library(),
-        "precision": ": ".join(best_precision(pick_device("auto"))),
+        "precision": ": ".join(best_precision(device)),
+        "precisions to ask for": [name for name in DTYPES if refusal(name, device) is None],
+        "steps": graphs.about(device),
+        "torch.compile": f"{'on' if compiles(device) else 'off'}; on GPUs, for who sets {COMPILE}=on; not measured yet",
         "mp4": "yes" if version_of("av") else "no: pip install 'draggan-fast[video]'",
         "embedded model": embedded,
-        "passes around convolutions": synthesis_ops.backend("cuda" if cuda else "cpu"),
+        "passes around convolutions": synthesis_ops.backend(device.type),
         "ops": serving_backends(),
     }
 

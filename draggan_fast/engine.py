@@ -7,26 +7,57 @@ the fast one with ``FrozenSynthesis``. In float32 both agree to rounding.
 
 from __future__ import annotations
 
+import os
 import weakref
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import ops, regions
+from . import regions
 from .errors import DragError
-from .frozen import FrozenSynthesis, Trace, supported
+from .frozen import FrozenSynthesis, Trace, scaled_for, supported
 from .generator import Activations, Generator
 from .packed_conv import can_pack
-from .regions import RegionTrace
+from .regions import Region, RegionTrace
 from .views import FeatureView
 
-PRECISIONS = ("auto", "fp32", "bf16")
-# The packed weights of every network that is alive, shared by its sessions.
-_frozen: weakref.WeakKeyDictionary[Generator, dict[tuple[Any, ...], FrozenSynthesis]] = weakref.WeakKeyDictionary()
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *DTYPES)
+COMPILE = "DRAGGAN_FAST_COMPILE"
+FP16_CAPABILITY, BF16_CAPABILITY = 7, 8  # compute capabilities whose tensor cores multiply these
+
+
+class CompiledSynthesis(FrozenSynthesis):
+    """With torch's compiler around the whole forward pass and around the picture (not around crops). It writes kernels
+    of its own for the passes between the convolutions; its first call takes a minute."""
+
+    def __init__(self, generator: Generator, block: int, precision: torch.dtype, noise: str = "const") -> None:
+        super().__init__(generator, block, precision, noise)
+        compiled: Any = torch.compile  # it would forget the signatures
+        self._forward = compiled(super().forward, fullgraph=True, dynamic=False)
+        self._render = compiled(super().render, fullgraph=True, dynamic=False)
+
+    def forward(self, w_plus: Tensor) -> Trace:
+        trace: Trace = self._forward(w_plus)
+        return trace
+
+    def render(self, trace: Trace, w_plus: Tensor) -> Tensor:
+        picture: Tensor = self._render(trace, w_plus)
+        return picture
+
+
+class Shared(NamedTuple):
+    """What the sessions on a network share: its packed weights, and whatever steps were captured (graphs.py)."""
+
+    synthesis: FrozenSynthesis
+    captured: OrderedDict[Any, Any]
+
+
+_frozen: weakref.WeakKeyDictionary[Generator, dict[tuple[Any, ...], Shared]] = weakref.WeakKeyDictionary()
 
 
 class Features(Protocol):
@@ -119,32 +150,53 @@ class FastEngine:
 
     name = "fast"
 
-    def __init__(self, synthesis: FrozenSynthesis, precision: str, size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        synthesis: FrozenSynthesis,
+        precision: str,
+        size: tuple[int, int],
+        captured: OrderedDict[Any, Any] | None = None,
+    ) -> None:
         self.synthesis, self.precision, self.size = synthesis, precision, size
+        self.captured = OrderedDict() if captured is None else captured
+
+    @property
+    def device(self) -> torch.device:
+        return self.synthesis.const.device
+
+    @property
+    def resolution(self) -> int:
+        """Cells along an axis of the whole feature."""
+        return 4 << self.synthesis.block
 
     def whole(self, w_plus: Tensor) -> FrozenFeatures:
         trace = self.synthesis.forward(w_plus)
-        return FrozenFeatures(trace, FeatureView(trace.feature, self.size))
+        return FrozenFeatures(trace, FeatureView(seen(trace.feature), self.size))
 
     def around(self, w_plus: Tensor, handle_points: Tensor, reach: int, whole: FrozenFeatures | None) -> FrozenFeatures:
-        resolution = 4 << self.synthesis.block
-        region = regions.region_around(handle_points[0], reach, resolution, self.size[0])
+        region = regions.region_around(handle_points[0], reach, self.resolution, self.size[0])
         first = None if region is None else regions.first_block(self.synthesis, region)
-        if region is None or first is None or not ops.serves_crops(self.synthesis.const):
+        if region is None or first is None:
             return self.whole(w_plus) if whole is None else whole
+        return self.on_crops(w_plus, region, first, whole)
+
+    def on_crops(self, w_plus: Tensor, region: Region, first: int, whole: FrozenFeatures | None) -> FrozenFeatures:
         if whole is None:
             trace = regions.forward(self.synthesis, w_plus, region, first)
         else:
             assert isinstance(whole.trace, Trace)
             trace = regions.from_whole(self.synthesis, whole.trace, region, first)
-        scale = self.size[0] // resolution
+        scale = self.size[0] // self.resolution
         side = region.size * scale
-        return FrozenFeatures(trace, FeatureView(trace.feature, self.size, region.origin * scale, (side, side)))
+        return FrozenFeatures(trace, FeatureView(seen(trace.feature), self.size, region.origin * scale, (side, side)))
 
     def gradient(self, features: FrozenFeatures, grad_feature: Tensor) -> Tensor:
+        grad_feature, scale = scaled_for(self.synthesis.precision, grad_feature)
         if isinstance(features.trace, RegionTrace):
-            return regions.backward(self.synthesis, features.trace, grad_feature)
-        return self.synthesis.backward(features.trace, grad_feature)
+            gradient = regions.backward(self.synthesis, features.trace, grad_feature)
+        else:
+            gradient = self.synthesis.backward(features.trace, grad_feature)
+        return gradient if scale is None else gradient / scale
 
     def picture(self, whole: FrozenFeatures, w_plus: Tensor) -> Tensor:
         assert isinstance(whole.trace, Trace)
@@ -163,6 +215,12 @@ def as_picture(image: Tensor) -> np.ndarray:
     return pixels[..., :3].cpu().numpy().copy()
 
 
+def seen(feature: Tensor) -> Tensor:
+    """A feature as the drag ops get it: float16 in float32, since the ops give gradients in the feature's dtype, and
+    these lie below what float16 holds."""
+    return feature.float() if feature.dtype == torch.float16 else feature
+
+
 def image_size(generator: Generator) -> tuple[int, int]:
     return generator.config.resolution, generator.config.resolution
 
@@ -173,13 +231,42 @@ def best_precision(device: torch.device) -> tuple[str, str]:
         if torch.cpu._is_amx_tile_supported() and can_pack(torch.empty(0, dtype=torch.bfloat16)):
             return "bf16", "this CPU multiplies bfloat16 matrices in hardware (AMX)"
         return "fp32", "this CPU has no AMX; bfloat16 is not measured on such CPUs"
-    return "fp32", "lower precisions are not measured on this device yet"
+    major, minor = torch.cuda.get_device_capability(device)
+    this = f"this GPU (compute capability {major}.{minor})"
+    if major >= BF16_CAPABILITY:
+        return "bf16", f"{this} multiplies bfloat16 in its tensor cores; by its data sheet, not measured here"
+    if major >= FP16_CAPABILITY:
+        return "fp16", f"{this} has tensor cores for float16 but not for bfloat16; by its data sheet, not measured here"
+    return "fp32", f"{this} has no tensor cores"
+
+
+def switched_on(name: str, usual: bool) -> bool:
+    """An environment variable that is "on" or "off". Raises DragError for anything else."""
+    wished = os.environ.get(name, "on" if usual else "off")
+    if wished not in ("on", "off"):
+        raise DragError(f"{name} must be on or off, not {wished!r}.")
+    return wished == "on"
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether torch's compiler is used: on a GPU, for who sets DRAGGAN_FAST_COMPILE=on. Not measured yet."""
+    return switched_on(COMPILE, usual=False) and device.type == "cuda"
+
+
+def refusal(precision: str, device: torch.device) -> str | None:
+    """Why this precision is not served on the device, in a sentence; None if it is."""
+    if precision == "fp16" and device.type == "cpu":
+        return "fp16 is for GPUs: on a CPU it would be slower than fp32 and less exact; choose fp32 or bf16."
+    return None
 
 
 def resolve(generator: Generator, device: torch.device, engine: str, precision: str) -> tuple[str, str]:
     """(engine, precision) that serve a session which asked for these; raises DragError if they cannot be combined."""
     if precision not in PRECISIONS:
         raise DragError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    refused = refusal(precision, device)
+    if refused is not None:
+        raise DragError(refused)
     reason = supported(generator)
     if engine == "reference" or (engine == "auto" and reason is not None):
         if precision not in ("auto", "fp32"):
@@ -201,5 +288,6 @@ def make_engine(
     kept = _frozen.setdefault(generator, {})
     key = (block, resolved, noise, device)
     if key not in kept:
-        kept[key] = FrozenSynthesis(generator, block, DTYPES[resolved], noise)
-    return FastEngine(kept[key], resolved, image_size(generator))
+        kind = CompiledSynthesis if compiles(device) else FrozenSynthesis
+        kept[key] = Shared(kind(generator, block, DTYPES[resolved], noise), OrderedDict())
+    return FastEngine(kept[key].synthesis, resolved, image_size(generator), kept[key].captured)

@@ -28,14 +28,30 @@ PHASE = (((2, 0), 1), ((1,), 0))
 
 
 class Modulation(NamedTuple):
-    """What the latent does to each layer, in float32."""
+    """What the latent does to each layer, in float32.
+
+    A layer gives the same whatever number its style is divided by and its demodulation multiplied by: ``divisors`` is
+    that number where it is not 1 (see ``balanced``), and what a gradient of the style must be divided by too.
+    """
 
     styles: tuple[Tensor, ...]  # [B, C]
     demodulations: tuple[Tensor, ...]  # [B, C']
+    divisors: tuple[Tensor, ...] | None = None  # [B, 1]
 
     def for_batch(self, batch: int) -> Modulation:
         """The same, of one latent, for a batch of crops."""
-        return Modulation(*(tuple(t.expand(batch, -1) for t in part) for part in self))
+        styles, demodulations = (tuple(t.expand(batch, -1) for t in part) for part in self[:2])
+        return Modulation(styles, demodulations, self.divisors)
+
+    def balanced(self) -> Modulation:
+        """Every style divided by its largest entry: in float16, whose largest number is 65504, a convolution's output
+        then stays near its input's size, as a demodulated layer's does."""
+        divisors = tuple(style.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) for style in self.styles)
+        return Modulation(
+            tuple(style / by for style, by in zip(self.styles, divisors)),
+            tuple(factor * by for factor, by in zip(self.demodulations, divisors)),
+            divisors,
+        )
 
 
 class Trace(NamedTuple):
@@ -150,8 +166,9 @@ class FrozenRgb:
 class FrozenSynthesis:
     """Blocks 0…block of a generator: w_plus → feature, and gradient of the feature → gradient of w_plus.
 
-    precision: torch.float32 or torch.bfloat16 of maps and weights; latents, styles, demodulation and all sums are
+    precision: torch.float32, bfloat16 or float16 of maps and weights; latents, styles, demodulation and all sums are
     float32. noise: "const" or "none". The packed weights are constant: any number of sessions can share them.
+    In float16 a gradient must come scaled (``scaled_for``).
     """
 
     def __init__(self, generator: Generator, block: int, precision: torch.dtype, noise: str = "const") -> None:
@@ -174,7 +191,11 @@ class FrozenSynthesis:
 
     def modulation(self, w_plus: Tensor) -> Modulation:
         """w_plus [B, num_ws, w_dim] float32 → the modulation of layers 0…2·block."""
-        return modulation_of(self.layers, w_plus)
+        return self._modulation_of(self.layers, w_plus)
+
+    def _modulation_of(self, layers: Sequence[FrozenLayer], w_plus: Tensor, first_row: int = 0) -> Modulation:
+        modulation = modulation_of(layers, w_plus, first_row)
+        return modulation.balanced() if self.precision == torch.float16 else modulation
 
     @torch.no_grad()
     def forward(self, w_plus: Tensor) -> Trace:
@@ -201,7 +222,7 @@ class FrozenSynthesis:
         """Continues from ``forward`` (same w_plus) to the picture [B, image_channels, H, W] float32."""
         maps = trace.maps
         if self.later:
-            maps += self._run(self.later, maps[-1], modulation_of(self.later, w_plus, len(self.layers)))[1:]
+            maps += self._run(self.later, maps[-1], self._modulation_of(self.later, w_plus, len(self.layers)))[1:]
         return self._rgb(self.rgb, maps, w_plus)
 
     @torch.no_grad()
@@ -232,7 +253,7 @@ class FrozenSynthesis:
 
     def backward_from(self, trace: Trace, grad: Tensor, grad_styles: list[Tensor]) -> Tensor:
         """The same from the gradient of the trace's last map, onto what later layers add to the style gradients."""
-        styles, demodulations = trace.modulation
+        styles, demodulations, divisors = trace.modulation
         grad = channels_last(grad.to(self.precision))
         last = len(trace.maps) - 2
         for index in range(last, -1, -1):
@@ -245,6 +266,8 @@ class FrozenSynthesis:
                 grad_styles[index + 1] += grad_following
             grad_styles[index] += layer.style_gradient(styles[index], demodulations[index], grad_demodulation)
         grad_styles[0] += (grad.float() * trace.maps[0].float()).sum(dim=(2, 3))
+        if divisors is not None:
+            grad_styles = [grad_style / by for grad_style, by in zip(grad_styles, divisors)]
         return torch.stack([g @ layer.affine.weight for g, layer in zip(grad_styles, self.layers)], dim=1)
 
 
@@ -257,3 +280,16 @@ def modulation_of(layers: Sequence[FrozenLayer], w_plus: Tensor, first_row: int 
 
 def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def scaled_for(precision: torch.dtype, grad_feature: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(the gradient as a backward pass in this precision takes it, the number by which its results must be divided).
+
+    A drag's gradients, means over a patch or a picture, lie below what float16 can hold: it gets them with their
+    largest entry at 1, between its limits 6e-8 and 65504. Others have float32's range and take them as they are.
+    """
+    if precision != torch.float16:
+        return grad_feature, None
+    grad_feature = grad_feature.float()
+    scale = 1 / grad_feature.abs().amax().clamp_min(1e-30)  # of zeros: finite; of NaN: NaN, as the gradient
+    return grad_feature * scale, scale

@@ -43,6 +43,8 @@ class LiveHub:
         self._lock = threading.Lock()
         self._worker: LiveWorker | None = None
         self._ready = False
+        # A thread inside torch must not outlive the interpreter.
+        atexit.register(_stop_at_exit, weakref.ref(self))
 
     # --- its life -----------------------------------------------------------------------------------------------------
 
@@ -54,7 +56,6 @@ class LiveHub:
             self._worker = worker = LiveWorker()
         worker.start()
         worker.compute(self._warm_up())
-        atexit.register(_stop_at_exit, weakref.ref(self))
 
     def _warm_up(self) -> Iterator[None]:
         for name in self.models.names:

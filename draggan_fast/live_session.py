@@ -93,9 +93,8 @@ class LiveSession:
         self.state = "idle"
         self._budget = self._steps_left = 0
         self._stamp: tuple[int, float | None] = (0, None)  # of the targets that the next step goes towards
-        self._moving: tuple[tuple[protocol.Point, ...], int, float] | None = (
-            None  # targets to be followed, their stamp, its arrival
-        )
+        # Targets that are to be followed, their stamp, when it arrived.
+        self._moving: tuple[tuple[protocol.Point, ...], int, float] | None = None
         self._clear_run()
 
     # --- the worker's view ------------------------------------------------------------------------------------------
@@ -142,6 +141,13 @@ class LiveSession:
         return None if self.drag is None else self.screen.wakes_at(self.viewer)
 
     def turn(self, until: float) -> None:
+        try:
+            self._turn(until)
+        except Exception as error:  # whatever it was: this picture stops, and is still there
+            self._fail(self._failure(error))
+            self._tell_status()
+
+    def _turn(self, until: float) -> None:
         now = time.monotonic()
         if self._ready_since is not None:
             self.screen.stats.waited((now - self._ready_since) * 1e3)

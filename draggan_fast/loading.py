@@ -10,7 +10,7 @@ import torch
 
 from . import checkpoint, models
 from .config import DragConfig
-from .engine import PRECISIONS
+from .engine import PRECISIONS, refusal
 from .errors import DragError
 from .generator import Generator, GeneratorConfig
 
@@ -80,13 +80,16 @@ def load(
 ) -> Model:
     """Loads a named model (see ``draggan-fast models``) or a checkpoint file of any supported family.
 
-    device: "auto", "cpu", "cuda" or "cuda:N".  precision: "fp32", "bf16", or "auto": what the
-    device is fast in (see ``engine.best_precision``).
+    device: "auto", "cpu", "cuda" or "cuda:N".  precision: "fp32", "bf16", "fp16" (GPUs only), or
+    "auto": what the device is fast in (see ``engine.best_precision``).
     Raises DragError if the model is unknown, its file cannot be used, or the device or precision is not there.
     """
     if precision not in PRECISIONS:
         raise DragError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
     picked = pick_device(device)
+    refused = refusal(precision, picked)
+    if refused is not None:
+        raise DragError(refused)
     path = models.resolve(name_or_path)
     with torch.inference_mode(False):  # a model made of inference tensors could never be dragged
         loaded = checkpoint.load_checkpoint(path)

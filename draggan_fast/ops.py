@@ -32,7 +32,6 @@ OPS = ("motion_supervision", "point_tracking", "mask_loss", "sample_feature")
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 ENVIRONMENT = "DRAGGAN_FAST_BACKEND"
 CPU_ORDER = ("cpp", "reference")
-CROP_BACKENDS = ("reference", "cpp")  # those that know motion_supervision on crops
 MAX_AXIS = 32767  # cells or pixels along an axis: the compiled kernels count in 32 bits (csrc/bilinear.h)
 MAX_RADIUS = 1 << 24
 
@@ -138,18 +137,11 @@ def _kernel(op: str, feature: Tensor) -> Callable[..., Any]:
 
 
 def _kernel_on_crops(feature: Tensor) -> Callable[..., Any]:
-    """The same for motion_supervision on crops, which the reference and cpp know."""
+    """The same for motion_supervision on crops: in the compiled library an op of its own."""
     name = _chosen_backend("motion_supervision", feature.device.type, feature.dtype)
-    if name == "cpp":
+    if name in ("cpp", "cuda"):
         return torch.ops.draggan_fast_native.motion_supervision_on_crops
-    if name not in CROP_BACKENDS:
-        raise DragError(f"The backend {name!r} has no motion_supervision on crops; {' and '.join(CROP_BACKENDS)} do.")
-    return reference.motion_supervision
-
-
-def serves_crops(feature: Tensor) -> bool:
-    """Whether the backend that serves such a feature can supervise on crops of it."""
-    return _chosen_backend("motion_supervision", feature.device.type, feature.dtype) in CROP_BACKENDS
+    return _kernel("motion_supervision", feature)
 
 
 def backends(device_type: str = "cpu") -> dict[str, Backend]:
@@ -398,10 +390,10 @@ def _check_crops(
     )
     _require(origin.device == feature.device, f"crop_origin is on {origin.device}, the feature on {feature.device}.")
     if origin.device.type == "cpu":  # elsewhere looking at the values would wait for the device
-        room = torch.tensor([whole_size[1] - image_size[1], whole_size[0] - image_size[0]])
+        first, room = origin.numpy(), (whole_size[1] - image_size[1], whole_size[0] - image_size[0])
         _require(
-            bool(((origin >= 0) & (origin <= room)).all()),
-            f"crop_origin must leave every crop inside the whole image, from (0, 0) to {tuple(room.tolist())}.",
+            bool(((first >= 0) & (first <= room)).all()),
+            f"crop_origin must leave every crop inside the whole image, from (0, 0) to {room}.",
         )
 
 

@@ -129,11 +129,17 @@ def region_around(points: Tensor, reach: int, resolution: int, image_size: int) 
     The crops lie wholly inside the map: a border of theirs is either the picture's own or out of reach.
     """
     scale = resolution / image_size
-    size = math.ceil(2 * reach * scale) + 2
-    if size >= resolution:
+    size = region_size(reach, resolution, image_size)
+    if size is None:
         return None
     first = ((points.round() - reach + 0.5) * scale - 0.5).floor().long()
     return Region(first.clamp(0, resolution - size), size)
+
+
+def region_size(reach: int, resolution: int, image_size: int) -> int | None:
+    """Cells along an axis of ``region_around``'s crops, wherever the points are; None if that is the whole map."""
+    size = math.ceil(2 * reach * resolution / image_size) + 2
+    return size if size < resolution else None
 
 
 MAX_TAPS = 4  # of the FIR, for which the halo is made
@@ -197,7 +203,7 @@ def _level(
     region: Region,
     modulation: Modulation,
 ) -> Level:
-    styles, demodulations = modulation.for_batch(len(region.origin))
+    styles, demodulations, _ = modulation.for_batch(len(region.origin))
     first, second = 2 * block - 1, 2 * block
     up, flat = synthesis.layers[first], synthesis.layers[second]
     resolution, doubled, read = 4 << block, low_region.doubled(), region.grown(1)
@@ -230,7 +236,7 @@ def _level_backward(
     synthesis: FrozenSynthesis, level: Level, grad: Tensor, modulation: Modulation, grad_styles: list[Tensor]
 ) -> Tensor:
     """grad of ``level.out`` → grad of ``level.low``; the gradients of both layers' styles are added in place."""
-    styles, demodulations = modulation.for_batch(len(grad))
+    styles, demodulations, _ = modulation.for_batch(len(grad))
     first, second = 2 * level.block - 1, 2 * level.block
     up, flat = synthesis.layers[first], synthesis.layers[second]
     resolution, doubled, read = 4 << level.block, level.low_region.doubled(), level.region.grown(1)

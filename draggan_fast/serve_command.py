@@ -22,7 +22,8 @@ MISSING = "The server needs packages that are not installed; run pip install 'dr
 def serve(arguments: argparse.Namespace) -> int:
     """Until Ctrl-C. Nothing but this machine can reach it, unless another address and a token are given."""
     try:
-        import uvicorn  # noqa: F401  (used below; what is missing is to be told first)
+        import uvicorn  # noqa: F401  (both are used below; what is missing is to be told first)
+        import websockets  # noqa: F401
 
         from .live_security import LOOPBACK_HOSTS, is_loopback
         from .server import create_app
@@ -74,7 +75,9 @@ def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, ope
     complete = address + (f"#token={quote(token)}" if token else "")
     print(f"draggan-fast: {', '.join(app.live.models.names)} at {address} (Ctrl-C ends it)", flush=True)
     if open_page:
-        threading.Timer(0.5, webbrowser.open, [complete]).start()
+        opener = threading.Timer(0.5, webbrowser.open, [complete])
+        opener.daemon = True  # a browser that does not come up must not keep the server from ending
+        opener.start()
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:

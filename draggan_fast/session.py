@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import ops
+from . import graphs, ops
 from .arithmetic import reproducible
 from .config import DragConfig
 from .engine import Features, as_picture, make_engine
@@ -35,9 +35,8 @@ from .session_state import (
     read_only,
 )
 from .start_latent import check_start, given_latent, seed_latent
+from .static_step import ADAM_EPS, BETA1, BETA2, reach_of
 from .views import FeatureView
-
-BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch's Adam defaults, which the published program uses
 
 
 class DragSession:
@@ -48,6 +47,8 @@ class DragSession:
     [num_ws, w_dim].  config: DragConfig; None = the settings the model recommends.  noise: "const" or "none".
     Raises DragError for anything that does not fit the model.
     """
+
+    may_capture = True  # False: every step goes through ``_compute_step``, also on a GPU
 
     def __init__(
         self,
@@ -90,6 +91,8 @@ class DragSession:
         self._whole: Features | None = None
         self._near: Features | None = None
         self._feature0: Tensor | None = None
+        self._looked_at: tuple[Tensor, bool] | None = None
+        self._steps: graphs.StepQueue | None = None
 
     # --- what a caller sees -------------------------------------------------------------------------------
 
@@ -133,7 +136,7 @@ class DragSession:
 
     @property
     def precision(self) -> str:
-        """What the synthesis is computed in: "fp32" or "bf16". Latents, handles, losses and Adam are always float32."""
+        """What the synthesis is computed in: fp32, bf16, fp16. Latents, handles, losses and Adam are always float32."""
         return self._engine.precision
 
     @property
@@ -273,13 +276,18 @@ class DragSession:
 
         Raises DragError if there are no points, or if the step is not finite (which it then takes back).
         """
+        return self._step(ahead=False)
+
+    def _step(self, ahead: bool) -> StepResult:
+        """ahead: another step is likely to follow; where steps are captured it is enqueued already."""
         state = self._require_points()
         if state.done:
             return state.trajectory.last
         # A picture's features and those around the handles agree to rounding only: a replay must use the same.
         pictured = self._whole is not None
         with reproducible(self.model.device):
-            result, changes = self._compute_step()
+            queue = self._queue()
+            result, changes = self._compute_step() if queue is None else self._replay_step(queue, ahead)
         if not state.drag_open:
             self._history.remember(state)
         self._change(
@@ -300,8 +308,8 @@ class DragSession:
         limit = self.config.max_steps if max_steps is None else max_steps
         if not is_whole(limit) or limit < 1:
             raise DragError(f"max_steps must be a whole number of at least 1, not {limit!r}.")
-        for _ in range(limit):
-            result = self.step()
+        for left in range(limit - 1, -1, -1):
+            result = self._step(ahead=left > 0)
             if (callback is not None and callback(result) is False) or result.done:
                 break
         return result
@@ -437,16 +445,32 @@ class DragSession:
                 gradient = gradient.sum(dim=1, keepdim=True)
             changes.update(self._adam(gradient))
             if not (math.isfinite(loss.item()) and bool(torch.isfinite(changes["parameter"]).all())):
-                index = len(state.trajectory)
-                raise DragError(f"Step {index} is not finite and was taken back; try a smaller lr (now {config.lr:g}).")
-        result = StepResult(
-            index=len(state.trajectory),
-            handle_points=read_only(handles[0]),
-            distances=read_only(distances[0]),
-            loss=None if loss is None else loss.item(),
-            done=done,
+                raise self._not_finite()
+        return self._result(handles[0], distances[0], None if loss is None else loss.item(), done), changes
+
+    def _replay_step(self, queue: graphs.StepQueue, ahead: bool) -> tuple[StepResult, dict[str, Any]]:
+        """The same by a captured step (``static_step``), which computes all of the above on the device."""
+        feature0 = self._mask_feature() if self._holds_something() else None
+        record, changes = queue.step(self._state, self.config, self._w0, feature0, ahead)
+        if not (record.done or record.finite):
+            raise self._not_finite()
+        handles, distances = torch.from_numpy(record.handle_points), torch.from_numpy(record.distances)
+        return self._result(handles, distances, record.loss, record.done), changes
+
+    def _queue(self) -> graphs.StepQueue | None:
+        """Where this session's steps are captured, the way to them."""
+        if self._steps is None or self._steps.engine is not self._engine:
+            self._steps = graphs.queue_for(self._engine) if self.may_capture else None
+        return self._steps
+
+    def _result(self, handles: Tensor, distances: Tensor, loss: float | None, done: bool) -> StepResult:
+        return StepResult(len(self._state.trajectory), read_only(handles), read_only(distances), loss, done)
+
+    def _not_finite(self) -> DragError:
+        return DragError(
+            f"Step {len(self._state.trajectory)} is not finite and was taken back; try a smaller lr (now "
+            f"{self.config.lr:g})."
         )
-        return result, changes
 
     def _track(self, view: FeatureView) -> tuple[Tensor, Tensor]:
         """(handles, references): where the handles are in these features, and the references they were found by."""
@@ -496,8 +520,7 @@ class DragSession:
             assert state.handle_points is not None
             if self._holds_something():
                 return self._whole_features()
-            # Tracking moves a handle by r2; from there supervision reads its patch, one pixel on, and one for rounding.
-            reach = config.pixels(config.r2, height) + config.pixels(config.r1, height) + 3
+            reach = reach_of(config.pixels(config.r1, height), config.pixels(config.r2, height))
             w_plus = self._w_plus(state.parameter)
             self._near = self._engine.around(w_plus, state.handle_points, reach, self._whole)
         return self._near
@@ -505,7 +528,11 @@ class DragSession:
     def _holds_something(self) -> bool:
         """Whether a mask says that part of the picture must stay."""
         mask = self._state.movable_mask
-        return mask is not None and self.config.lambda_mask > 0 and not bool(mask.all())
+        if mask is None or self.config.lambda_mask == 0:
+            return False
+        if self._looked_at is None or self._looked_at[0] is not mask:  # once a mask: on a GPU it is waited for
+            self._looked_at = mask, not bool(mask.all())
+        return self._looked_at[1]
 
     def _taken_references(self, view: FeatureView) -> Tensor:
         """references, with those of new points (NaN rows) taken from the present feature."""

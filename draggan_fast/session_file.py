@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from . import loading
+from . import engine, loading
 from .atomic import write_bytes
 from .config import DragConfig
 from .errors import DragError
@@ -231,8 +231,9 @@ def open_start(data: bytes, file: str, model: Model | None, exactly: bool) -> St
         # What "auto" meant when the session was made, so that it goes on the same way here. Files from before there
         # was a choice were made by the reference.
         by = document.get("computed_by", {"engine": "reference", "precision": "fp32"})
-        if exactly or model.precision == "auto":
-            same = replace(model, precision=str(by["precision"]))
+        precision = str(by["precision"])
+        if exactly or (model.precision == "auto" and engine.refusal(precision, model.device) is None):
+            same = replace(model, precision=precision)
             session = DragSession(same, w=tensors["w0"], config=replace(config, engine=by["engine"]), **start)
             session.model, session._start_config = model, config
             session._change(config=config)
@@ -252,7 +253,10 @@ def damaged(file: str, error: Exception) -> DragError:
 
 def load_session(path: str | os.PathLike[str], model: Model | None = None) -> DragSession:
     """A saved session, ready to go on: by the engine and in the precision that it was made with, unless the model was
-    loaded with a precision of its own. Raises DragError for a damaged file or another model."""
+    loaded with a precision of its own, or this device does not serve the recorded one.
+
+    Raises DragError for a damaged file or another model.
+    """
     path = Path(path)
     return continued(open_start(read_file(path), repr(str(path)), model, exactly=False), repr(str(path)))
 

@@ -1,15 +1,20 @@
 """The passes around the convolutions of a frozen network, and the choice of who computes them.
 
 ``draggan_fast.kernels.modulated_conv`` says what they compute. Float32 and bfloat16 maps on a CPU are served by the
-compiled library where there is one, everything else by that specification; ``ops.forced_backend`` and
-DRAGGAN_FAST_BACKEND force ``reference`` or ``cpp`` here too, and leave the choice where they force a backend that has
-only drag ops (``cuda``, ``triton``). These are plain functions, not PyTorch operators: a step calls
-them about thirty times, knows its own backward pass, and would pay for the dispatcher's bookkeeping. No autograd.
+compiled library where there is one, maps on a GPU by Triton where it is installed, everything else by that
+specification: also what torch.compile traces, which fuses plain operators itself. ``ops.forced_backend`` and
+DRAGGAN_FAST_BACKEND force ``reference``, ``cpp`` or ``triton`` here too, and leave the choice where they force the one
+that has only drag ops (``cuda``). These are plain functions, not PyTorch operators: a step calls them about thirty
+times, knows its own backward pass, and would pay for the dispatcher's bookkeeping. No autograd.
 
-Maps must be channels-last; the compiled passes refuse others, with a sentence.
+Maps must be channels-last; the fast passes refuse others, with a sentence.
 """
 
 from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -21,28 +26,43 @@ from .ops import what_is_missing, wished_backend
 
 __all__ = ["Phases", "activate", "activate_backward", "activate_backward_fir", "backend", "fir_activate"]
 
-COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+SERVED_DTYPES = {
+    "cpp": (torch.float32, torch.bfloat16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def backend(device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """Who serves such maps here: "cpp" or "reference". Raises DragError if a forced backend cannot."""
+    """Who serves such maps here: "cpp", "triton" or "reference". Raises DragError if a forced backend cannot."""
     wished = wished_backend()
     if wished == "reference":
         return "reference"
-    missing = what_is_missing("cpp", device_type)
-    if missing is None and dtype not in COMPILED_DTYPES:
-        missing = f"it computes them for float32 and bfloat16 maps, not for {dtype}"
+    usual = "triton" if device_type == "cuda" else "cpp"
+    name = wished if wished in SERVED_DTYPES else usual
+    missing = what_is_missing(name, device_type)
+    if missing is None and dtype not in SERVED_DTYPES[name]:
+        served = [NAMES[known] for known in SERVED_DTYPES[name]]
+        missing = f"it computes them for {' and '.join(served)} maps, not for {dtype}"
     if missing is None:
-        return "cpp"
-    if wished == "cpp":
+        return name
+    if wished == name:
         raise DragError(
-            f"The backend 'cpp' was asked for but cannot serve the passes around the convolutions: {missing}."
+            f"The backend {name!r} was asked for but cannot serve the passes around the convolutions: {missing}."
         )
     return "reference"
 
 
-def _compiled(x: Tensor) -> bool:
-    return backend(x.device.type, x.dtype) == "cpp"
+def _server(x: Tensor) -> str:
+    """The backend of a call on this map."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor:  # traced or faked: nothing to compute on
+        return "reference"
+    return backend(x.device.type, x.dtype)
+
+
+@functools.cache
+def _triton(stem: str) -> ModuleType:
+    return importlib.import_module(f"draggan_fast.kernels.{stem}")  # late: it imports Triton
 
 
 def activate(
@@ -55,8 +75,11 @@ def activate(
     clamp: float | None,
 ) -> tuple[Tensor, Tensor]:
     """(x, x·style) from a convolution's output; see ``modulated_conv.activate``."""
-    if not _compiled(y):
+    server = _server(y)
+    if server == "reference":
         return modulated_conv.activate(y, demodulation, noise, bias, style, gain, clamp)
+    if server == "triton":
+        return _triton("modulated_conv_triton").activate(y, demodulation, noise, bias, style, gain, clamp)
     x, scaled = torch.ops.draggan_fast_native.activate(y, demodulation, noise, bias, style, gain, clamp)
     return x, x if style is None else scaled
 
@@ -72,9 +95,13 @@ def activate_backward(
     clamp: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(grad_y, grad_style, grad_demodulation); see ``modulated_conv.activate_backward``."""
-    if not _compiled(x):
-        return modulated_conv.activate_backward(grad, style, x, demodulation, noise, bias, gain, clamp)
-    return torch.ops.draggan_fast_native.activate_backward(grad, style, x, demodulation, noise, bias, gain, clamp)
+    server = _server(x)
+    arguments = (grad, style, x, demodulation, noise, bias, gain, clamp)
+    if server == "reference":
+        return modulated_conv.activate_backward(*arguments)
+    if server == "triton":
+        return _triton("modulated_conv_triton").activate_backward(*arguments)
+    return torch.ops.draggan_fast_native.activate_backward(*arguments)
 
 
 def fir_activate(
@@ -88,9 +115,13 @@ def fir_activate(
     clamp: float | None,
 ) -> tuple[Tensor, Tensor]:
     """(x, x·style) from the ×2 layer's transposed convolution; see ``modulated_conv.fir_activate``."""
-    if not _compiled(phases[0]):
-        return modulated_conv.fir_activate(phases, taps, demodulation, noise, bias, style, gain, clamp)
-    x, scaled = torch.ops.draggan_fast_native.fir_activate(*phases, taps, demodulation, noise, bias, style, gain, clamp)
+    server = _server(phases[0])
+    rest = (taps, demodulation, noise, bias, style, gain, clamp)
+    if server == "reference":
+        return modulated_conv.fir_activate(phases, *rest)
+    if server == "triton":
+        return _triton("modulated_conv_fir_triton").fir_activate(phases, *rest)
+    x, scaled = torch.ops.draggan_fast_native.fir_activate(*phases, *rest)
     return x, x if style is None else scaled
 
 
@@ -106,9 +137,11 @@ def activate_backward_fir(
     taps: tuple[float, ...],
 ) -> tuple[Phases, Tensor, Tensor]:
     """(gradients of the phases, grad_style, grad_demodulation); see ``modulated_conv.activate_backward_fir``."""
-    if not _compiled(x):
-        return modulated_conv.activate_backward_fir(grad, style, x, demodulation, noise, bias, gain, clamp, taps)
-    *phases, grad_style, grad_demodulation = torch.ops.draggan_fast_native.activate_backward_fir(
-        grad, style, x, demodulation, noise, bias, gain, clamp, taps
-    )
+    server = _server(x)
+    arguments = (grad, style, x, demodulation, noise, bias, gain, clamp, taps)
+    if server == "reference":
+        return modulated_conv.activate_backward_fir(*arguments)
+    if server == "triton":
+        return _triton("modulated_conv_fir_triton").activate_backward_fir(*arguments)
+    *phases, grad_style, grad_demodulation = torch.ops.draggan_fast_native.activate_backward_fir(*arguments)
     return (phases[0], phases[1], phases[2], phases[3]), grad_style, grad_demodulation

@@ -38,30 +38,34 @@ class FeatureView:
         """The feature at the points: [1, N, C] float32."""
         return ops.sample_feature(self.feature, self.inward(points), self.size).reshape(1, points.shape[1], -1)
 
-    def track(self, references: Tensor, handle_points: Tensor, r2: int) -> Tensor:
-        """Where the handles with these references [1, N, C] are now: [1, N, 2] float32."""
+    def taking_part(self, inward: Tensor, active: Tensor | None) -> Tensor:
+        """active [1, N] bool, None = all points, as the ops take it beside ``inward`` points."""
+        if active is None:
+            return torch.ones(inward.shape[:2], dtype=torch.bool, device=inward.device)
+        return active if self.origin is None else active.transpose(0, 1)
+
+    def track(self, references: Tensor, handle_points: Tensor, r2: int, active: Tensor | None = None) -> Tensor:
+        """Where the handles with these references [1, N, C] are now: [1, N, 2] float32; inactive ones stay."""
         if self.origin is not None:
             references = references.transpose(0, 1)
         inward = self.inward(handle_points)
-        found, _ = ops.point_tracking(self.feature, references, inward, everywhere(inward), r2, self.size)
+        active = self.taking_part(inward, active)
+        found, _ = ops.point_tracking(self.feature, references, inward, active, r2, self.size)
         return found if self.origin is None else found.transpose(0, 1) + self.origin.to(found.dtype)
 
-    def supervise(self, handle_points: Tensor, target_points: Tensor, r1: int) -> tuple[Tensor, Tensor]:
-        """The motion-supervision loss, a float32 scalar, and its gradient, like feature."""
+    def supervise(
+        self, handle_points: Tensor, target_points: Tensor, r1: int, active: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The motion-supervision loss of the active points, a float32 scalar, and its gradient, like feature."""
         inward = self.inward(handle_points)
         loss, grad = ops.motion_supervision(
             self.feature,
             inward,
             self.inward(target_points),
-            everywhere(inward),
+            self.taking_part(inward, active),
             r1,
             self.size,
             self.origin,
             None if self.origin is None else self.image_size,
         )
         return loss.sum(), grad
-
-
-def everywhere(points: Tensor) -> Tensor:
-    """All points are active: [B, N] bool."""
-    return torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)

@@ -63,6 +63,11 @@ LAUNCHES = (
     Launch("mask_quads", block=16, block_c=128, num_warps=1, max_registers=192, fuse=True),
     Launch("mask_gradient", block=16, block_c=64, num_warps=4),
     Launch("sample", block=1, block_c=256, num_warps=2),
+    Launch("activate_map", block=16, block_c=64, num_warps=4, fuse=True),
+    Launch("activate_map_backward", block=16, block_c=64, num_warps=4, fuse=True),
+    Launch("modulation_sums", block=64, block_c=32, num_warps=4),
+    Launch("fir_activate_map", block=8, block_c=64, num_warps=4, fuse=True),
+    Launch("fir_activate_map_backward", block=8, block_c=64, num_warps=4, fuse=True),
 )
 
 

@@ -39,6 +39,7 @@ from ._shared import (
 
 POINTS = tl.constexpr(32)  # points tested side by side: the bits of an int32
 SIZES = ["points_each", "h", "w", "height", "width", "r1", "side_x", "side_y", "x_blocks", "columns"]
+WHOLE = ["whole_height", "whole_width"]
 PARTIALS = tl.constexpr(8)  # partial sums read side by side: more of them cost every program registers
 
 
@@ -67,12 +68,15 @@ def stretched_square(pixel, pixels, handle):
     return (stretched - handle.to(tl.float64)) * (stretched - handle.to(tl.float64))
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, *WHOLE])
 def supervision_rows(
     feature,
     handle_points,
     target_points,
     active,
+    crop_origin,
+    whole_height,
+    whole_width,
     rows,
     losses,
     counts,
@@ -93,6 +97,7 @@ def supervision_rows(
     side_y,
     x_blocks,
     columns,
+    CROPS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -109,8 +114,16 @@ def supervision_rows(
     run = left + slot % x_blocks * BLOCK_X
     x = run + tl.arange(0, BLOCK_X)
     y = top + slot // x_blocks + tl.zeros([BLOCK_X], tl.int32)
-    square_x = stretched_square(x, width, tl.load(handle_points + 2 * point))
-    square_y = stretched_square(y, height, tl.load(handle_points + 2 * point + 1))
+    handle_x, handle_y = tl.load(handle_points + 2 * point), tl.load(handle_points + 2 * point + 1)
+    from_x, from_y, circle_width, circle_height = 0, 0, width, height
+    if CROPS:  # the circle depends on where in the whole image a pixel lies
+        batch = point // points_each
+        from_x = tl.load(crop_origin + 2 * batch).to(tl.int32)
+        from_y = tl.load(crop_origin + 2 * batch + 1).to(tl.int32)
+        circle_width, circle_height = whole_width, whole_height
+        handle_x, handle_y = handle_x + from_x.to(tl.float32), handle_y + from_y.to(tl.float32)
+    square_x = stretched_square(x + from_x, circle_width, handle_x)
+    square_y = stretched_square(y + from_y, circle_height, handle_y)
     member = (x < left + side_x) & (square_x + square_y < r1.to(tl.float64) * r1.to(tl.float64))
 
     # Its loss and its signs.
@@ -257,6 +270,8 @@ def motion_supervision(
     active: Tensor,
     r1: int,
     image_size: tuple[int, int],
+    crop_origin: Tensor | None = None,
+    whole_size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.motion_supervision``; features are float32, bfloat16 or float16."""
     batch, channels, h, w = feature.shape
@@ -289,11 +304,14 @@ def motion_supervision(
             handle_points,
             target_points,
             active,
+            active if crop_origin is None else crop_origin.contiguous(),  # what is absent is not read
+            *(whole_size or image_size),
             rows,
             losses,
             counts,
             *feature.stride(),
             *geometry,
+            CROPS=crop_origin is not None,
             BLOCK_X=first.block,
             BLOCK_C=first.block_c,
             **first.options(),

@@ -12,7 +12,6 @@ contribute nothing and stay where they are. image_size: (H, W). Radii are in ima
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 ROWS_PER_CHUNK = 16  # mask_loss holds this many image rows of U at a time
@@ -219,10 +218,11 @@ def interpolation_matrix(source: int, size: int, like: Tensor) -> Tensor:
     dtype = compute_dtype(like)
     position = (torch.arange(size, device=like.device, dtype=dtype) + 0.5) * (source / size) - 0.5
     position = position.clamp(0, source - 1)
-    lower = position.floor().long()
-    fraction = (position - lower).unsqueeze(1)
+    lower = position.floor().unsqueeze(1)
+    fraction = position.unsqueeze(1) - lower
     upper = (lower + 1).clamp(max=source - 1)
-    return F.one_hot(lower, source) * (1 - fraction) + F.one_hot(upper, source) * fraction
+    cells = torch.arange(source, device=like.device)  # compared with: one_hot looks at its argument's values first
+    return (lower == cells) * (1 - fraction) + (upper == cells) * fraction
 
 
 def mask_loss(

@@ -188,7 +188,7 @@ def test_the_mode_in_its_own_process_pays_for_itself_alone(rosinality):
     assert found["resolution"] == 64
     assert 0 < found["baseline_mb"] <= found["loaded_mb"] <= found["peak_mb"]
     assert found["peak_mb"] < found["baseline_mb"] + 290  # with triton installed, torch.optim imports it
-    assert all(found[key] > 0 for key in ("import_ms", "load_ms", "first_step_ms", "warm_step_ms"))
+    assert all(found[key] > 0 for key in ("import_ms", "load_ms", "first_picture_ms", "first_step_ms", "warm_step_ms"))
     assert ballast.all()
 
 
@@ -294,7 +294,8 @@ def test_memory_and_startup_suites(monkeypatch):
 
     def fake(engine, model, precision, **rest):
         asked.append((engine, rest.get("mask"), rest.get("picture")))
-        times = {"import_ms": 1.0, "load_ms": 2.0, "first_step_ms": 3.0, "warm_step_ms": 4.0}
+        times = {"import_ms": 1.0, "load_ms": 2.0, "first_picture_ms": 2.5, "first_step_ms": 3.0}
+        times |= {"to_first_step_ms": 5.5, "warm_step_ms": 4.0}
         return times | {"baseline_mb": 1.0, "loaded_mb": 2.0, "peak_mb": 3.0, "resolution": 64, "model": model}
 
     from draggan_fast.bench.suites import memory, startup
@@ -313,8 +314,11 @@ def test_memory_and_startup_suites(monkeypatch):
     assert {r["model"] for r in found} == {"a", "c"}
     assert {r["repeats"] for r in found} == {startup.REPEATS}
     assert {r["model"] for r in startup.rows(options_for("a", "b", "c"))} == {"c"}
-    assert [r["name"] for r in found[:4]] == ["import", "load", "first step", "warm step"]
-    assert found[3]["p50_ms"] == 4.0
+    assert [r["name"] for r in found[:6]] == [
+        "import", "load", "first picture", "first step", "first picture and step", "warm step",
+    ]  # fmt: skip
+    assert [bool(r["ratio_to_published"]) for r in found[:6]] == [False] * 4 + [True] * 2
+    assert [r["p50_ms"] for r in found[:6]] == [1.0, 2.0, 2.5, 3.0, 5.5, 4.0]
 
 
 def test_pytest_benchmark_has_every_way_of_every_case():

@@ -15,6 +15,7 @@ from draggan_fast.kernels import reference
 from tests import cuda_emulator
 from tests.cuda_cases import CASES, LAYOUTS, USUAL, Case, assert_as_good_as_torch, assert_matches_reference
 from tests.cuda_emulator import ORDERS
+from tests.test_backends import CROP_CELLS, check_crops
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,12 @@ def emulator(tmp_path_factory):
     if cuda_emulator.compiler() is None:
         pytest.skip("no C++ compiler: the CUDA kernels' numbers are not tested")
     return cuda_emulator.build(tmp_path_factory.mktemp("cuda_emulator"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cell", CROP_CELLS)
+def test_supervision_on_a_crop_is_that_of_the_whole(emulator, dtype, cell):
+    check_crops(emulator.motion_supervision, dtype, cell)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

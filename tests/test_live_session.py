@@ -456,6 +456,24 @@ def test_a_picture_that_fails_leaves_the_session_alive(talk, monkeypatch):
     assert talk.live.drag.steps == 1
 
 
+def test_an_unforeseen_error_between_messages_stops_the_picture_and_no_more(talk, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("oops")
+
+    talk.must("points", **POINTS)
+    before = talk.live.drag.state
+    monkeypatch.setattr(dg.DragSession, "move_targets", fail)
+    said = talk.must("targets", targets=[[12, 12]])
+    monkeypatch.undo()
+    assert said["error"]["code"] == "internal"
+    assert said["status"]["state"] == "failed"
+    assert talk.live.drag.state is before
+    assert talk.live in talk.hub._worker._tasks
+    talk.must("step")
+    talk.run()
+    assert talk.live.drag.steps == 1
+
+
 def test_an_unforeseen_error_in_a_message_is_told_and_changes_nothing(talk, monkeypatch, caplog):
     def fail(*_):
         raise KeyError("oops")

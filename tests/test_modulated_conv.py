@@ -1,5 +1,7 @@
 """The passes around the convolutions: the specification against autograd, the compiled passes against it."""
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -269,7 +271,10 @@ def test_what_does_not_fit_is_refused_with_a_sentence():
 def test_the_backend_is_chosen_as_for_the_drag_ops():
     assert synthesis_ops.backend() == ("cpp" if LEVELS else "reference")
     assert synthesis_ops.backend(dtype=torch.float64) == "reference"
-    assert synthesis_ops.backend("cuda") == "reference"
+    on_gpu = "triton" if importlib.util.find_spec("triton") else "reference"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert synthesis_ops.backend("cuda", dtype) == on_gpu
+    assert synthesis_ops.backend("cuda", torch.float64) == "reference"
     with ops.forced_backend("reference"):
         assert synthesis_ops.backend() == "reference"
         case = Case(1, 4, 2, 2)
@@ -286,7 +291,7 @@ def test_a_forced_backend_that_cannot_serve_is_an_error():
 
 def test_a_backend_that_has_only_drag_ops_leaves_the_choice(monkeypatch):
     chosen = synthesis_ops.backend()
-    monkeypatch.setenv(ops.ENVIRONMENT, "triton")
+    monkeypatch.setenv(ops.ENVIRONMENT, "cuda")
     assert synthesis_ops.backend() == chosen
     monkeypatch.setenv(ops.ENVIRONMENT, "cpp")
     with pytest.raises(DragError, match="float32 and bfloat16 maps, not for"):

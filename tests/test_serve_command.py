@@ -96,7 +96,7 @@ def test_a_taken_port_is_told(served, capsys):
     assert "Cannot listen" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "starlette", "prometheus_client"])
+@pytest.mark.parametrize("name", ["uvicorn", "starlette", "websockets", "prometheus_client"])
 def test_without_the_extra_it_says_what_to_install(name):
     code = f"import sys; sys.modules[{name!r}] = None; from draggan_fast import cli; sys.exit(cli.main(['serve']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -112,6 +112,24 @@ def test_half_a_patch_outside_and_a_shift_over_the_border():
     assert_close(grad, expected_grad)
 
 
+@pytest.mark.parametrize("cell", [(0, 0), (3, 1), (4, 4)])
+def test_supervision_on_a_crop_is_that_of_the_whole(cell):
+    """A crop of 4 of 8 cells, 16 pixels a cell: the circle, drawn on a stretched grid, depends on where it lies."""
+    x, y = cell
+    whole = random_feature((1, 3, 8, 8), torch.float32, "channels_last", 1)
+    crop = whole[:, :, y : y + 4, x : x + 4].contiguous(memory_format=torch.channels_last)
+    origin = torch.tensor([[16 * x, 16 * y]], device=DEVICE)
+    handles = torch.tensor([[[32.0, 30.0]]], device=DEVICE)
+    targets, active = handles + 9, torch.ones(1, 1, dtype=torch.bool, device=DEVICE)
+    loss, grad = motion_supervision(crop, handles, targets, active, 5, (64, 64), origin, (128, 128))
+    shift = origin[:, None].float()
+    expected, expected_grad = reference.motion_supervision(
+        whole.double(), handles + shift, targets + shift, active, 5, (128, 128)
+    )
+    assert_close(loss, expected)
+    assert_close(grad, expected_grad[:, :, y : y + 4, x : x + 4])
+
+
 def test_the_same_input_gives_the_same_bits():
     feature = random_feature((1, 4, 3, 3), torch.float32, "channels_last", 1)
     handles, targets = random_points(1, 3, (9, 9), 3), random_points(1, 3, (9, 9), 4)

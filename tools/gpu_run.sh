@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA GPU, in one command from the repository root: builds the extension, runs the GPU tests,
-# the ops under compute-sanitizer (memcheck, racecheck), and the timings. Needs torch with CUDA, nvcc and pytest; asks
-# for no network. Writes logs and JSON to $OUT (runs/gpu). Goes on after a failed part; the last lines say what failed.
+# Everything that needs a CUDA GPU, in one command from the repository root: builds the extension, runs the GPU tests
+# (ops, captured steps, Triton kernels), the ops under compute-sanitizer (memcheck, racecheck), and the timings. Needs
+# torch with CUDA, nvcc and pytest; asks for no network. Writes logs and JSON to $OUT (runs/gpu). Goes on after a failed
+# part; the last lines say what failed.
 #
-#   [OUT=DIR] [PYTHON=python3] [SKIP=sanitizer,timing] tools/gpu_run.sh
+#   [OUT=DIR] [PYTHON=python3] [SKIP=build,tests,sanitizer,timing,steps,bench,memory] tools/gpu_run.sh
+#
+# SKIP leaves parts out, where a machine is lent for minutes: what was built stays. ``steps`` times the captured step
+# (tools/gpu_step.py), ``bench`` and ``memory`` run ``draggan-fast bench`` beside the published program.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/gpu}
@@ -67,6 +71,18 @@ gpu_tests() {
   counted "$OUT/tests.xml"
 }
 
+# Without a GPU these run under Triton's interpreter; here they are compiled.
+triton_tests() {
+  "$PYTHON" -m pytest -q tests/test_triton_numerics.py tests/test_modulated_conv_triton.py --junitxml "$OUT/triton.xml"
+  counted "$OUT/triton.xml"
+}
+
+bench() { # bench NAME ARGUMENTS…
+  "$PYTHON" -m draggan_fast bench "${@:2}" --device cuda --json "$OUT/$1.json"
+}
+
+wanted() { [[ $SKIP != *,$1,* ]]; }
+
 # The CUDA kernels alone, on small inputs: the sanitizer slows all kernels down, torch's too.
 sanitizer() {
   compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
@@ -77,14 +93,22 @@ sanitizer() {
 
 failed=0
 part machine machine
-if part build build; then
-  part tests gpu_tests
-  if [[ $SKIP != *,sanitizer,* ]]; then
+if ! wanted build || part build build; then
+  if wanted tests; then
+    part tests gpu_tests
+    part triton triton_tests
+  fi
+  if wanted sanitizer; then
     part memcheck sanitizer memcheck
     part racecheck sanitizer racecheck
   fi
-  if [[ $SKIP != *,timing,* ]]; then
-    part timing "$PYTHON" tools/gpu_ops.py --json "$OUT/gpu_ops.json"
+  if wanted timing; then part timing "$PYTHON" tools/gpu_ops.py --json "$OUT/gpu_ops.json"; fi
+  if wanted steps; then part steps "$PYTHON" tools/gpu_step.py --json "$OUT/gpu_step.json"; fi
+  if wanted bench; then
+    part bench bench bench_step step --resolution 256,512,1024 --points 1,16 --precision fp32,bf16,fp16
+  fi
+  if wanted memory; then
+    part memory bench bench_memory memory --resolution 1024 --engine fast --precision fp32,bf16,fp16
   fi
 fi
 echo "== results, in $OUT"

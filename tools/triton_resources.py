@@ -22,7 +22,15 @@ from pathlib import Path
 
 import torch
 import triton
-from draggan_fast.kernels import configs, mask_loss, motion_supervision, point_tracking, sample_feature
+from draggan_fast.kernels import (
+    configs,
+    mask_loss,
+    modulated_conv_fir_triton,
+    modulated_conv_triton,
+    motion_supervision,
+    point_tracking,
+    sample_feature,
+)
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -57,6 +65,18 @@ def launch_everything(dtype: torch.dtype) -> None:
     point_tracking.point_tracking(feature, reference, handles, active, 24, (size, size))
     motion_supervision.motion_supervision(feature, handles, handles, active, 6, (size, size))
     mask_loss.mask_loss(feature, feature, torch.empty(1, size, size), (size, size))
+
+    def map_of(rows: int, columns: int) -> torch.Tensor:
+        return torch.empty(1, channels, rows, columns, dtype=dtype).to(memory_format=torch.channels_last)
+
+    half, taps = cells // 2, (1.0, 3.0, 3.0, 1.0)
+    phases = tuple(map_of(half + i, half + j) for i in (1, 0) for j in (1, 0))
+    factors, noise, bias = torch.ones(1, channels), torch.empty(cells, cells), torch.empty(channels)
+    forward, backward = (factors, noise, bias, factors, 1.0, 256.0), (factors, noise, bias, 1.0, 256.0)
+    modulated_conv_triton.activate(feature, *forward)
+    modulated_conv_triton.activate_backward(feature, factors, feature, *backward)
+    modulated_conv_fir_triton.fir_activate(phases, taps, *forward)
+    modulated_conv_fir_triton.activate_backward_fir(feature, factors, feature, *backward, taps)
 
 
 def resources(kernel: object) -> dict[str, int]:

@@ -33,6 +33,7 @@ LAUNCHES = 1000
 # Side of the square product; batch, channels and resolution of the convolution. They fill the device for milliseconds.
 CPU_SIZES, CUDA_SIZES = (1536, 1, 512, 64), (8192, 32, 512, 64)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GPU_PRECISIONS = {**PRECISIONS, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def compute_readings(device: torch.device, repeats: int) -> dict[str, Reading]:
     """matmul_* and conv_*."""
     side, batch, channels, resolution = CUDA_SIZES if device.type == "cuda" else CPU_SIZES
     work: dict[str, tuple[float, Callable[[], Any]]] = {}
-    for name, dtype in PRECISIONS.items():
+    for name, dtype in (GPU_PRECISIONS if device.type == "cuda" else PRECISIONS).items():
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         product = torch.empty_like(a)
         work[f"matmul_{name}"] = 2 * side**3, matmul_into(a, b, product)
@@ -209,7 +210,7 @@ def rows(options: Any) -> list[dict[str, Any]]:
 def reading_row(name: str, reading: Reading, threads: int) -> dict[str, Any]:
     precision = name.rpartition("_")[2]
     values: dict[str, Any] = {
-        "precision": precision if precision in PRECISIONS else None,
+        "precision": precision if precision in GPU_PRECISIONS else None,
         "threads": threads,
         "repeats": REPEATS,
         **reading.summary,

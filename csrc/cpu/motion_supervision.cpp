@@ -195,7 +195,9 @@ static std::tuple<Tensor, Tensor> supervise(const Tensor& feature, const Tensor&
         box_width = x1 - x0, box_height = y1 - y0;
         box.assign(static_cast<size_t>(box_width) * box_height * block.padded, 0.0f);
         const int64_t stride_x = block.padded, stride_y = stride_x * box_width;
-        float* origin = box.data() - (y0 * stride_y + x0 * stride_x + block.first);
+        // As an integer: the map's first cell would lie before the box, where no pointer may point.
+        const auto before = static_cast<uintptr_t>(y0 * stride_y + x0 * stride_x + block.first) * sizeof(float);
+        auto* origin = reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(box.data()) - before);
         p.grad = {origin, Element::float32, channels, p.feature.height, p.feature.width, 1, stride_y, stride_x};
       }
       for (const Patch& patch : patches[b]) losses[unit] += patch_loss(p, patch, block, scratch.get());

@@ -37,18 +37,20 @@ struct PatchRow {
 template <typename T>
 struct MotionSupervisionParams {
   Sizes sizes;
-  int points;                    // N
-  int radius;                    // r1
-  FeatureView<const T> feature;  // [B, C, h, w]
-  const float* handle_points;    // [B, N, 2]
-  const float* target_points;    // [B, N, 2]
-  const bool* active;            // [B, N]
-  FeatureView<T> grad_feature;   // [B, C, h, w]
-  float* loss;                   // [B]
-  PatchWindow* windows;          // scratch [B·N]
-  PatchRow* rows;                // scratch [B·N, patch_rows()]
-  float* row_loss;               // scratch [B·N, patch_rows(), channel_chunks()]
-  float* row_gradient;           // scratch [B·N, patch_rows(), patch_columns(), C], by columns of cells
+  int points;                     // N
+  int radius;                     // r1
+  FeatureView<const T> feature;   // [B, C, h, w]
+  const float* handle_points;     // [B, N, 2]
+  const float* target_points;     // [B, N, 2]
+  const bool* active;             // [B, N]
+  const int64_t* crop_origin;     // [B, 2]: the pixel (x, y) of the whole image that a crop begins at; null: no crops
+  int whole_height, whole_width;  // of the image that the crops are of; without crops the image's
+  FeatureView<T> grad_feature;    // [B, C, h, w]
+  float* loss;                    // [B]
+  PatchWindow* windows;           // scratch [B·N]
+  PatchRow* rows;                 // scratch [B·N, patch_rows()]
+  float* row_loss;                // scratch [B·N, patch_rows(), channel_chunks()]
+  float* row_gradient;            // scratch [B·N, patch_rows(), patch_columns(), C], by columns of cells
 };
 
 constexpr int kPatchThreads = 256;
@@ -162,11 +164,17 @@ __device__ __forceinline__ RowTask plan_row(const MotionSupervisionParams<T>& p,
     p.windows[point] = {1, task.columns.first, task.columns.last, rows.first, rows.last};
   }
 
+  // The circle depends on where in the whole image a pixel lies. Origins are whole numbers, so nothing is rounded.
+  const int batch = point / p.points;
+  const int from_x = p.crop_origin == nullptr ? 0 : static_cast<int>(p.crop_origin[2 * batch]);
+  const int from_y = p.crop_origin == nullptr ? 0 : static_cast<int>(p.crop_origin[2 * batch + 1]);
+  const float centre_x = handle_x + static_cast<float>(from_x), centre_y = handle_y + static_cast<float>(from_y);
   const int y = first_y + patch_row;
   task.begin = last_x + 1;
   task.end = last_x;
   for (int x = first_x; y <= last_y && x <= last_x; x += kLanes) {
-    const bool member = x + lane <= last_x && in_patch(x + lane, y, handle_x, handle_y, p.radius, s.width, s.height);
+    const bool member = x + lane <= last_x && in_patch(x + lane + from_x, y + from_y, centre_x, centre_y, p.radius,
+                                                       p.whole_width, p.whole_height);
     const unsigned members = __ballot_sync(kAllLanes, member);
     if (members == 0) continue;
     task.begin = smaller(task.begin, x + __ffs(static_cast<int>(members)) - 1);

@@ -121,7 +121,9 @@ class Emulator:
         check()
         return moved, distance
 
-    def motion_supervision(self, feature, handle_points, target_points, active, r1, image_size):
+    def motion_supervision(
+        self, feature, handle_points, target_points, active, r1, image_size, crop_origin=None, whole_size=None
+    ):
         make, check = self._buffers()
         feature, active = guarded_input(feature), active.contiguous()
         handles, targets = guarded_input(handle_points.contiguous()), guarded_input(target_points.contiguous())
@@ -135,7 +137,9 @@ class Emulator:
         row_gradient = make((rows * library.patch_columns(numbers) * feature.shape[1],))
         scratch = (windows, patch_rows, row_loss, row_gradient)
         outputs = (view(grad), *map(pointer, (loss, *scratch)))
-        self._call("motion_supervision", feature, numbers, *map(pointer, (handles, targets, active)), *outputs)
+        origins = None if crop_origin is None else guarded_input(crop_origin.contiguous())
+        crops = (None if origins is None else pointer(origins), *(whole_size or image_size))
+        self._call("motion_supervision", feature, numbers, *map(pointer, (handles, targets, active)), *crops, *outputs)
         check()
         return loss, grad
 

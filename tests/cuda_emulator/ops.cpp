@@ -75,8 +75,9 @@ const char* point_tracking(int dtype, int order, const int* numbers, View featur
 }
 
 const char* motion_supervision(int dtype, int order, const int* numbers, View feature, const float* handle_points,
-                               const float* target_points, const bool* active, View grad_feature, float* loss,
-                               void* windows, void* rows, float* row_loss, float* row_gradient) {
+                               const float* target_points, const bool* active, const int64_t* crop_origin,
+                               int whole_height, int whole_width, View grad_feature, float* loss, void* windows,
+                               void* rows, float* row_loss, float* row_gradient) {
   return guarded(dtype, [&](auto type) {
     using T = decltype(type);
     const draggan::cuda::MotionSupervisionParams<T> p = {sizes_of(numbers),
@@ -86,6 +87,9 @@ const char* motion_supervision(int dtype, int order, const int* numbers, View fe
                                                          handle_points,
                                                          target_points,
                                                          active,
+                                                         crop_origin,
+                                                         whole_height,
+                                                         whole_width,
                                                          typed<T>(grad_feature),
                                                          loss,
                                                          static_cast<draggan::cuda::PatchWindow*>(windows),
