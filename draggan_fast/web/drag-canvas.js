@@ -75,12 +75,7 @@ export class DragCanvas extends HTMLElement {
     this.#resizes = new ResizeObserver(() => this.#resized());
   }
 
-  #view;
-  #overlay;
-  #veil;
-  #painter;
-  #gestures;
-  #resizes;
+  #view; #overlay; #veil; #painter; #gestures; #resizes;
   #host = this.#makeHost();
   #modes = { live: new LiveMode(this.#host), points: new PointMode(this.#host), mask: new MaskMode(this.#host) };
   #copy = new SessionCopy(this);
@@ -128,6 +123,11 @@ export class DragCanvas extends HTMLElement {
   /** Whether steps are being made, or would be if a target moved. */
   get running() {
     return RUNNING.has(this.status?.state);
+  }
+
+  /** Whether the server has answered everything that was asked of the points. */
+  get settled() {
+    return this.#driver?.settled ?? true;
   }
 
   /** Connects (again), with the present attributes. */

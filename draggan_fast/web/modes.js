@@ -121,7 +121,8 @@ export class PointMode {
     const [x, y] = viewport.toPicture(at);
     if (this.#held) {
       points.move(this.#held, viewport.inside([x + this.#offset[0], y + this.#offset[1]]));
-      if (this.#held.kind === "target" && running) driver.moveTargets();
+      // A pair that the server does not know yet goes there as a whole, on release.
+      if (this.#held.kind === "target" && running && !this.#changed) driver.moveTargets();
       else this.#changed = true;
     } else if (points.pending && this.#pressed) {
       const pulled = Math.hypot(at[0] - this.#pressed[0], at[1] - this.#pressed[1]);
