@@ -20,10 +20,11 @@ from .live_viewer import Viewer
 from .live_worker import LiveWorker
 from .loading import Model
 from .metrics import Metrics
-from .protocol import Limits, ProtocolError
+from .protocol import CLOSE_GOING_AWAY, Limits, ProtocolError
 
 logger = logging.getLogger("draggan_fast.live")
 T = TypeVar("T")
+VIEWERS_EACH = 4  # connections for each picture there may be: who waits for a place, comes back, or only looks
 STOP_SECONDS = 0.8  # how long a step that is being computed may hold up the end
 SESSION_LIMIT = "This server has as many pictures open as it may; try again later."
 
@@ -42,6 +43,8 @@ class LiveHub:
         self._lock = threading.Lock()
         self._worker: LiveWorker | None = None
         self._ready = False
+        # A thread inside torch must not outlive the interpreter.
+        atexit.register(_stop_at_exit, weakref.ref(self))
 
     # --- its life -----------------------------------------------------------------------------------------------------
 
@@ -53,7 +56,6 @@ class LiveHub:
             self._worker = worker = LiveWorker()
         worker.start()
         worker.compute(self._warm_up())
-        atexit.register(_stop_at_exit, weakref.ref(self))
 
     def _warm_up(self) -> Iterator[None]:
         for name in self.models.names:
@@ -79,7 +81,7 @@ class LiveHub:
             self._shared.running = 0
         self.metrics.sessions(0)
         for viewer in viewers:
-            viewer.close(1001, "The server is stopping.")
+            viewer.close(CLOSE_GOING_AWAY, "The server is stopping.")
         return worker is None or worker.stop(STOP_SECONDS)
 
     async def __aenter__(self) -> LiveHub:
@@ -101,10 +103,14 @@ class LiveHub:
 
     # --- viewers and their pictures -----------------------------------------------------------------------------------
 
-    def arrive(self, viewer: Viewer) -> None:
+    def arrive(self, viewer: Viewer) -> bool:
+        """False if there are more viewers than can have pictures, several times over."""
         with self._lock:
+            if len(self._viewers) >= VIEWERS_EACH * self.limits.sessions:
+                return False
             self._viewers.add(viewer)
         self.metrics.viewers.inc()
+        return True
 
     def leave(self, viewer: Viewer, live: LiveSession | None) -> None:
         with self._lock:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import live_pictures, protocol
 from .errors import DragError
@@ -26,8 +25,8 @@ from .session_state import SessionState, changed_settings
 
 logger = logging.getLogger("draggan_fast.live")
 STATUS_SECONDS = 1.0  # between two of the messages that come while running
-MAX_RECORD_BYTES = 24 << 20  # of the steps made, which are all kept: some 50,000 of one point
-MAX_HELD_BYTES = 24 << 20  # of latents and masks in the timeline and the undo history
+MAX_RECORD_BYTES = 24 << 20  # of steps and events, which are all kept: 25,000 steps each towards new targets
+MAX_HELD_BYTES = 12 << 20  # of latents and masks in the timeline and the undo history
 MAX_COMMANDS = 500  # of one session that wait for its turn
 MAX_FEATURE_BYTES = 12 << 20  # of a picture's features while others have their turns
 NO_PICTURE = "There is no picture yet: send create, or upload a session."
@@ -61,6 +60,20 @@ class Said:
     arrived: float
 
 
+def plain_targets(drag: DragSession, targets: tuple[protocol.Point, ...]) -> bool:
+    """Whether these are as many as there are handles, all of them well inside the picture: in a microsecond, where
+    ``check_targets`` takes twenty. What it does not tell is still to be checked."""
+    handles, (height, width) = drag.state.handle_points, drag.image_size
+    inside = all(0 <= x <= width - 1 and 0 <= y <= height - 1 for x, y in targets)
+    return inside and handles is not None and handles.shape[1] == len(targets)
+
+
+def record_bytes(state: SessionState) -> int:
+    """About what the steps and events of a state take, by measurement; more if there were more points before."""
+    points = 0 if state.handle_points is None else state.handle_points.shape[1]
+    return len(state.trajectory) * (400 + 12 * points) + len(state.events) * (250 + 8 * points)
+
+
 class LiveSession:
     """State machine: idle → running ⇄ waiting → paused, done, limit or failed (docs/protocol.md, ``status``)."""
 
@@ -80,7 +93,8 @@ class LiveSession:
         self.state = "idle"
         self._budget = self._steps_left = 0
         self._stamp: tuple[int, float | None] = (0, None)  # of the targets that the next step goes towards
-        self._moving: tuple[Tensor, int, float] | None = None  # targets [N, 2] to be followed, their stamp, its arrival
+        # Targets that are to be followed, their stamp, when it arrived.
+        self._moving: tuple[tuple[protocol.Point, ...], int, float] | None = None
         self._clear_run()
 
     # --- the worker's view ------------------------------------------------------------------------------------------
@@ -127,6 +141,13 @@ class LiveSession:
         return None if self.drag is None else self.screen.wakes_at(self.viewer)
 
     def turn(self, until: float) -> None:
+        try:
+            self._turn(until)
+        except Exception as error:  # whatever it was: this picture stops, and is still there
+            self._fail(self._failure(error))
+            self._tell_status()
+
+    def _turn(self, until: float) -> None:
         now = time.monotonic()
         if self._ready_since is not None:
             self.screen.stats.waited((now - self._ready_since) * 1e3)
@@ -137,8 +158,10 @@ class LiveSession:
         shown = max(now, self.screen.due)  # when the next frame is due
         while True:
             while self.commands:
+                followed = self._moving
                 self.obey()
-                if time.monotonic() >= until:
+                # Targets are quickly noted, and a turn that left some behind would go to where they no longer are.
+                if self._moving is followed and time.monotonic() >= until:
                     break
             self.follow()
             if self.state == "running":
@@ -242,7 +265,9 @@ class LiveSession:
                 self._stop("paused" if message.handles else "idle")
                 timeline.amend(drag.state)
             case protocol.MoveTargets():
-                self._moving = (drag.check_targets(message.targets)[0], message.stamp, arrived)
+                if not plain_targets(drag, message.targets):
+                    drag.check_targets(message.targets)  # says what is wrong with them
+                self._moving = (message.targets, message.stamp, arrived)
             case protocol.Start():
                 self._start(message.steps or drag.config.max_steps, message.live)
             case protocol.Step():
@@ -363,8 +388,7 @@ class LiveSession:
 
     def _step(self) -> None:
         drag, timeline = self._required
-        record = drag.steps * (300 + 12 * len(drag.state.handle_points[0]))  # type: ignore[index]
-        if record > MAX_RECORD_BYTES:
+        if record_bytes(drag.state) > MAX_RECORD_BYTES:
             self._live = False
             self._enter(
                 "limit", f"This picture has had {drag.steps} steps, as many as are kept; save it or begin anew."

@@ -169,7 +169,9 @@ async def serve_viewer(socket: WebSocket, hub: LiveHub, token: str | None) -> No
     await socket.accept()
     viewer = Viewer(asyncio.get_running_loop())
     conversation = Conversation(hub, viewer, token)
-    hub.arrive(viewer)
+    if not hub.arrive(viewer):
+        await socket.close(protocol.CLOSE_TRY_LATER, "Too many viewers are connected.")
+        return
     sender = asyncio.create_task(_send(socket, viewer, hub))
     receiver = asyncio.create_task(_receive(socket, conversation))
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import resource
+import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -54,10 +55,15 @@ class Metrics:
 
 
 def process_megabytes() -> float:
-    """Resident memory of this process now (its peak, where the system tells no more), in 10⁶ bytes."""
+    """Resident memory of this process now, in 10⁶ bytes; its peak or 0 where the system tells no more."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return round(pages * resource.getpagesize() / 1e6, 1)
+        return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
     except (OSError, ValueError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return round(peak / 1e6 if sys.platform == "darwin" else peak / 1e3, 1)
+        pass
+    try:
+        resource = importlib.import_module("resource")
+    except ModuleNotFoundError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(round(peak / 1e6 if sys.platform == "darwin" else peak / 1e3, 1))

@@ -22,7 +22,8 @@ MISSING = "The server needs packages that are not installed; run pip install 'dr
 def serve(arguments: argparse.Namespace) -> int:
     """Until Ctrl-C. Nothing but this machine can reach it, unless another address and a token are given."""
     try:
-        import uvicorn  # noqa: F401  (used below; what is missing is to be told first)
+        import uvicorn  # noqa: F401  (both are used below; what is missing is to be told first)
+        import websockets  # noqa: F401
 
         from .live_security import LOOPBACK_HOSTS, is_loopback
         from .server import create_app
@@ -40,7 +41,7 @@ def serve(arguments: argparse.Namespace) -> int:
         )
     if not 0 <= port <= 65535:
         raise DragError(f"--port must be from 0 to 65535, not {port}.")
-    set_threads(arguments.threads)
+    set_threads(default_threads() if arguments.threads is None else arguments.threads)
     with listen(host, port) as listener:
         models = [load(name, arguments.device, arguments.precision) for name in arguments.model or [DEFAULT_MODEL]]
         app = create_app(
@@ -52,6 +53,16 @@ def serve(arguments: argparse.Namespace) -> int:
             max_sessions=arguments.max_sessions,
         )
         return run(app, listener, host, token, arguments.open)
+
+
+def default_threads() -> int | None:
+    """All CPUs but one, which is for the event loop and for a browser on the same machine: threads of one computation
+    wait for each other, and on a CPU that they share all of them wait. None where OMP_NUM_THREADS has decided."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return None
+    import torch
+
+    return max(torch.get_num_threads() - 1, 1)
 
 
 def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, open_page: bool) -> int:
@@ -74,7 +85,9 @@ def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, ope
     complete = address + (f"#token={quote(token)}" if token else "")
     print(f"draggan-fast: {', '.join(app.live.models.names)} at {address} (Ctrl-C ends it)", flush=True)
     if open_page:
-        threading.Timer(0.5, webbrowser.open, [complete]).start()
+        opener = threading.Timer(0.5, webbrowser.open, [complete])
+        opener.daemon = True  # a browser that does not come up must not keep the server from ending
+        opener.start()
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:

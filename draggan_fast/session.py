@@ -198,7 +198,7 @@ class DragSession:
     def move_targets(self, target_points: Points) -> None:
         """New targets for the present handles while a drag is running; it stays one drag for ``undo``."""
         targets = self.check_targets(target_points)
-        event = {"kind": "targets", "target_points": targets[0].tolist()}
+        event = {"kind": "targets", "target_points": targets[0].numpy()}  # an array: a live drag makes thousands
         self._history.fork()
         self._change(
             target_points=targets.to(self.model.device), done=False, events=add_event(self._state.events, event)

@@ -97,6 +97,8 @@ def session_bytes(session: DragSession) -> bytes:
             if event["movable_mask"] is not None:
                 tensors[f"mask.{index}"] = torch.from_numpy(event["movable_mask"].bits)
             events.append({"kind": "mask", "tensor": event["movable_mask"] is not None})
+        elif event["kind"] == "targets":
+            events.append({"kind": "targets", "target_points": event["target_points"].tolist()})
         else:
             events.append(event)
     document = {
@@ -342,12 +344,15 @@ def read_events(
                 raise ValueError("a number of steps is not a positive whole number")
             steps += event["count"]
             events.append({"kind": "steps", "count": event["count"], "pictured": event.get("pictured") is True})
-        elif kind in ("points", "targets"):
-            names = ("handle_points", "target_points") if kind == "points" else ("target_points",)
+        elif kind == "points":
+            names = ("handle_points", "target_points")
             for name in names:
-                if kind == "targets" or any(event[other] != [] for other in names):  # two empty lists: points removed
+                if any(event[other] != [] for other in names):  # two empty lists: points removed
                     as_points(event[name], name, image_size)
             events.append({"kind": kind, **{name: event[name] for name in names}})
+        elif kind == "targets":
+            points = as_points(event["target_points"], "target_points", image_size)[0].numpy()
+            events.append({"kind": kind, "target_points": points})
         elif kind == "settings":
             changes = dict(event["changes"])
             check_configurable(changes)

@@ -23,7 +23,7 @@ UNDO_DEPTH = 64
 CONFIGURABLE = ("lr", "r1", "r2", "lambda_mask", "reg", "stop_distance", "max_steps")  # while a session is alive
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class StepResult:
     """One step: its index (from 0), handle_points [N, 2] after tracking, distances [N] to the targets in pixels,
     the loss that was back-propagated (None if the drag was already done), and whether it is done.

@@ -1,7 +1,9 @@
 """Pictures edited in the server: every message's effect, frames, viewers, failures, the timeline."""
 
+import gc
 import io
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -454,6 +456,24 @@ def test_a_picture_that_fails_leaves_the_session_alive(talk, monkeypatch):
     assert talk.live.drag.steps == 1
 
 
+def test_an_unforeseen_error_between_messages_stops_the_picture_and_no_more(talk, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("oops")
+
+    talk.must("points", **POINTS)
+    before = talk.live.drag.state
+    monkeypatch.setattr(dg.DragSession, "move_targets", fail)
+    said = talk.must("targets", targets=[[12, 12]])
+    monkeypatch.undo()
+    assert said["error"]["code"] == "internal"
+    assert said["status"]["state"] == "failed"
+    assert talk.live.drag.state is before
+    assert talk.live in talk.hub._worker._tasks
+    talk.must("step")
+    talk.run()
+    assert talk.live.drag.steps == 1
+
+
 def test_an_unforeseen_error_in_a_message_is_told_and_changes_nothing(talk, monkeypatch, caplog):
     def fail(*_):
         raise KeyError("oops")
@@ -466,13 +486,34 @@ def test_an_unforeseen_error_in_a_message_is_told_and_changes_nothing(talk, monk
 
 
 def test_a_picture_has_an_end_of_steps(talk, monkeypatch):
-    monkeypatch.setattr(live_session, "MAX_RECORD_BYTES", 312 * 5)
+    monkeypatch.setattr(live_session, "MAX_RECORD_BYTES", 412 * 5 + 2 * 258)
     talk.must("points", handles=[[4, 4]], targets=[[30, 30]])
     talk.must("start")
     heard = talk.run()
     assert talk.live.state == "limit"
-    assert talk.live.drag.steps == 6
-    assert "6 steps" in [m for m in heard if m["type"] == "status"][-1]["message"]
+    steps = talk.live.drag.steps
+    assert 3 <= steps <= 6
+    assert f"{steps} steps" in [m for m in heard if m["type"] == "status"][-1]["message"]
+    talk.must("start", live=True)
+    assert (talk.live.state, talk.live.drag.steps) == ("limit", steps)
+    talk.must("reset")
+    assert talk.live.drag.steps == 0
+
+
+def test_the_record_of_a_long_drag_is_as_large_as_is_counted():
+    drag = dg.DragSession(tiny_model(), seed=3, config=tiny_model().drag_config(lr=1e-6))
+    drag.set_points([(4, 4), (9, 9)], [(30, 30), (30, 20)])
+    drag.step()
+    gc.collect()
+    tracemalloc.start()
+    before, counted = tracemalloc.get_traced_memory()[0], live_session.record_bytes(drag.state)
+    for index in range(400):
+        drag.move_targets([(30, 20 + index % 9), (30, 20)])
+        drag.step()
+    gc.collect()
+    used = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert 0.7 * used < live_session.record_bytes(drag.state) - counted < 1.5 * used
 
 
 def test_masks_do_not_pile_up(talk, monkeypatch):

@@ -246,6 +246,17 @@ def test_the_limit_of_pictures_is_told_and_lifted():
         other.create()
 
 
+def test_as_many_viewers_as_there_may_be():
+    with running(dg.create_app(tiny_model(), max_sessions=1)) as port, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(Client(port))
+        with Client(port, hello=False) as one_more:
+            assert one_more.closed() == 1013
+        stack.close()
+        with Client(port) as client:
+            client.create()
+
+
 def test_idle_pictures_are_given_up():
     with running(dg.create_app(tiny_model(), idle_seconds=0.2, max_sessions=1)) as port:
         with Client(port) as client:
