@@ -48,8 +48,8 @@ def create_app(
     model: from ``load`` or a name or path for it, or several, the first of which is the default.  token: what clients
     must know, None = nothing.  allowed_hosts: names in the Host header that are answered, ("*",) = any.
     allow_origins: pages of other origins that may use the server.  max_sessions: pictures at a time.  idle_seconds:
-    how long a picture is kept after its viewer has gone.  limits: what clients may send, if not the usual (its ``sessions`` is
-    max_sessions).
+    how long a picture is kept after its viewer has gone.  limits: what clients may send, if not the usual; how many
+    pictures there may be is max_sessions all the same.
     Raises DragError for what does not fit.
 
     Mounted in another application, its lifespan is not run (Starlette runs only the outermost): the worker starts with
