@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import socket
@@ -16,22 +17,19 @@ from .errors import DragError
 if TYPE_CHECKING:
     from .server import LiveApp
 
-MISSING = "The server needs packages that are not installed; run pip install 'draggan-fast[serve]'."
+NEEDED = ("starlette", "uvicorn", "websockets", "prometheus_client")
 
 
 def serve(arguments: argparse.Namespace) -> int:
     """Until Ctrl-C. Nothing but this machine can reach it, unless another address and a token are given."""
-    try:
-        import uvicorn  # noqa: F401  (both are used below; what is missing is to be told first)
-        import websockets  # noqa: F401
-
-        from .live_security import LOOPBACK_HOSTS, is_loopback
-        from .server import create_app
-    except ModuleNotFoundError as error:
-        raise DragError(f"{MISSING} (missing: {error.name})") from None
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DragError(f"The server needs {', '.join(missing)}; run pip install 'draggan-fast[serve]'.")
     from .command_common import set_threads
+    from .live_security import LOOPBACK_HOSTS, is_loopback
     from .loading import load
     from .models import DEFAULT_MODEL
+    from .server import create_app
 
     host, port, token = arguments.host, arguments.port, arguments.token
     local = is_loopback(host)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -47,7 +48,8 @@ def create_app(
     model: from ``load`` or a name or path for it, or several, the first of which is the default.  token: what clients
     must know, None = nothing.  allowed_hosts: names in the Host header that are answered, ("*",) = any.
     allow_origins: pages of other origins that may use the server.  max_sessions: pictures at a time.  idle_seconds:
-    how long a picture is kept after its viewer has gone.  limits: what clients may send, if not the usual.
+    how long a picture is kept after its viewer has gone.  limits: what clients may send, if not the usual; how many
+    pictures there may be is max_sessions all the same.
     Raises DragError for what does not fit.
 
     Mounted in another application, its lifespan is not run (Starlette runs only the outermost): the worker starts with
@@ -63,7 +65,7 @@ def create_app(
         raise DragError("allowed_hosts and allow_origins are lists of names.")
     given = [model] if isinstance(model, (Model, str)) else list(model)
     models = [load(one) if isinstance(one, str) else one for one in given]
-    hub = LiveHub(models, limits or Limits(sessions=max_sessions), idle_seconds)
+    hub = LiveHub(models, replace(limits or Limits(), sessions=max_sessions), idle_seconds)
     exports = Exports(hub)
 
     @contextlib.asynccontextmanager

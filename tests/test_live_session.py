@@ -129,7 +129,8 @@ def test_of_targets_that_wait_only_the_last_are_worked_on_and_all_are_answered(t
         talk.say("targets", targets=[[x, y]], stamp=index, id=100 + index)
     talk.say("targets", targets=[[15, 10], [1, 1]], id=104)
     talk.say("pause", id=105)
-    talk.hub.turns()
+    while talk.live.commands:
+        talk.hub.turns()
     answers = {m["id"]: m.get("code", m["type"]) for m in talk.hear() if "id" in m}
     assert answers == {100: "ok", 101: "ok", 102: "value", 103: "ok", 104: "value", 105: "ok"}
     assert talk.live.drag.target_points.tolist() == [[14, 10]]

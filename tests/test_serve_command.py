@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -91,9 +92,11 @@ def test_what_is_refused(arguments, words, capsys):
     assert message.count("\n") == 1
 
 
-def test_a_taken_port_is_told(served, capsys):
-    _, port = served
-    assert cli.main(["serve", "--port", str(port)]) == 2
+def test_a_taken_port_is_told(capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert cli.main(["serve", "--port", str(other.getsockname()[1])]) == 2
     assert "Cannot listen" in capsys.readouterr().err
 
 
