@@ -159,9 +159,10 @@ class LivePage:
         return str(self.until(f"{list(states)!r}.includes(element.status?.state) && element.status.state", seconds))
 
     def until_rest(self, seconds: float = 20.0) -> None:
-        """Waits until the drag has ended and its last picture is shown."""
-        self.until_state("done", "limit", "paused", "failed", seconds=seconds)
-        self.until("!element.frame.running && element.frame.step === element.status.step", seconds)
+        """Waits until the server has answered everything, nothing moves any more, and the last picture is shown."""
+        states = ["idle", "done", "limit", "paused", "failed"]
+        shown = "!element.frame.running && element.frame.step === element.status.step"
+        self.until(f"element.settled && {states!r}.includes(element.status.state) && {shown}", seconds)
 
     def at(self, point: Point) -> Point:
         """Where on the page this point of the picture is, in CSS pixels."""

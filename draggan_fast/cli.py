@@ -58,7 +58,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_machine(parser)
 
 
-def add_machine(parser: argparse.ArgumentParser) -> None:
+def add_machine(parser: argparse.ArgumentParser, threads: str = "all") -> None:
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute (default auto)")
     parser.add_argument(
         "--precision",
@@ -66,7 +66,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         metavar="auto|fp32|bf16|fp16",
         help="arithmetic of the synthesis (default auto: what the device is fast in; fp16 on GPUs only)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=int, metavar="N", help=f"CPU threads (default: {threads})")
 
 
 def add_start(parser: argparse.ArgumentParser) -> None:
@@ -180,7 +180,7 @@ def build_parser() -> Parser:
     serve.add_argument(
         "--model", action="append", metavar="NAME|PATH", help=f"{MODEL_HELP}; repeat for more; default {DEFAULT_MODEL}"
     )
-    add_machine(serve)
+    add_machine(serve, threads="all but one")
     serve.add_argument("--token", metavar="SECRET", help="what clients must know; needed for any address but loopback")
     serve.add_argument("--max-sessions", type=int, default=16, metavar="N", help="pictures at a time (default 16)")
     serve.add_argument(

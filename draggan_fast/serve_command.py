@@ -39,7 +39,7 @@ def serve(arguments: argparse.Namespace) -> int:
         )
     if not 0 <= port <= 65535:
         raise DragError(f"--port must be from 0 to 65535, not {port}.")
-    set_threads(arguments.threads)
+    set_threads(default_threads() if arguments.threads is None else arguments.threads)
     with listen(host, port) as listener:
         models = [load(name, arguments.device, arguments.precision) for name in arguments.model or [DEFAULT_MODEL]]
         app = create_app(
@@ -51,6 +51,16 @@ def serve(arguments: argparse.Namespace) -> int:
             max_sessions=arguments.max_sessions,
         )
         return run(app, listener, host, token, arguments.open)
+
+
+def default_threads() -> int | None:
+    """All CPUs but one, which is for the event loop and for a browser on the same machine: threads of one computation
+    wait for each other, and on a CPU that they share all of them wait. None where OMP_NUM_THREADS has decided."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return None
+    import torch
+
+    return max(torch.get_num_threads() - 1, 1)
 
 
 def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, open_page: bool) -> int:

@@ -9,8 +9,9 @@ import sys
 import time
 
 import pytest
+import torch
 
-from draggan_fast import cli
+from draggan_fast import cli, serve_command
 from tests.live_client import Client, get
 
 
@@ -115,3 +116,12 @@ def test_the_package_does_without_the_extra():
         "assert not {'starlette', 'uvicorn', 'websockets', 'prometheus_client'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_cpu_is_left_to_the_event_loop_and_the_browser(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for threads, served_with in ((8, 7), (2, 1), (1, 1)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert serve_command.default_threads() == served_with
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert serve_command.default_threads() is None

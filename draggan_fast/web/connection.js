@@ -10,7 +10,7 @@ import { parseFrame } from "./frame.js";
 const VERSION = 1;
 const BACK_OFF_MS = [250, 500, 1000, 2000, 4000, 8000];
 const PING_EVERY_MS = 5000;
-const SILENT_AFTER_MS = 15000;
+const MOST_MISSED = 3; // pings without any word from the server, after which it is taken for gone
 const OPENING_MS = 10000;
 const CLOSE_REPLACED = 4001;
 const UPLOAD_HEADER_BYTES = 8;
@@ -48,6 +48,8 @@ export class Connection extends EventTarget {
   #ping = 0;
   #opening = 0;
   #heard = 0;
+  #pinged = 0;
+  #missed = 0;
   /** @type {ServerError | null} */ #refusal = null;
   /** @type {ConnectionState} */ #state = { state: "closed", attempts: 0 };
 
@@ -216,7 +218,7 @@ export class Connection extends EventTarget {
   /** @param {any} message */
   #welcomed(message) {
     window.clearTimeout(this.#opening);
-    this.#attempts = 0;
+    this.#attempts = this.#missed = this.#pinged = 0;
     this.#ping = window.setInterval(() => this.#checkAlive(), PING_EVERY_MS);
     this.#setState({ state: "open", attempts: 0 });
     this.#tell("welcome", message);
@@ -231,12 +233,11 @@ export class Connection extends EventTarget {
     else this.#refusal = error; // the answer to hello: the server closes next
   }
 
-  #pinged = 0;
-
+  /** Counts pings, not time: in a page out of sight timers hardly run. */
   #checkAlive() {
-    const now = performance.now();
-    if (now - this.#heard > SILENT_AFTER_MS) return this.#closed(null);
-    this.#pinged = now;
+    this.#missed = this.#pinged > this.#heard ? this.#missed + 1 : 0;
+    if (this.#missed >= MOST_MISSED) return this.#closed(null);
+    this.#pinged = performance.now();
     return this.#post({ type: "ping", stamp: 1 });
   }
 

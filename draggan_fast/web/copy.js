@@ -1,4 +1,4 @@
-/** A copy of the saved session, fetched whenever the picture rests: a server that was started anew can go on with it. */
+/** A copy of the saved session, fetched whenever the picture rests, for a server that no longer has it. */
 
 const AFTER_MS = 1500; // of rest
 

@@ -2,7 +2,7 @@
 
 /**
  * @param {string} name
- * @param {Record<string, string | number | boolean | ((event: any) => void)>} [attributes]  a function listens to its event
+ * @param {Record<string, string | number | boolean | ((event: any) => void)>} [attributes]  functions are listeners
  * @param {(Node | string)[]} inside
  * @returns {any} the element
  */

@@ -1,5 +1,7 @@
 /** The inside of <drag-canvas>: its layers and their style. */
 
+import { make } from "./dom.js";
+
 const STYLE = `
 :host { display: block; position: relative; overflow: hidden; contain: strict; width: 100%; aspect-ratio: 1; }
 :host([hidden]) { display: none; }
@@ -39,21 +41,15 @@ export function buildView(host) {
   }
   const root = host.attachShadow({ mode: "open", delegatesFocus: true });
   root.adoptedStyleSheets = [sheet];
-  const make = (/** @type {string} */ name, /** @type {Record<string, string>} */ attributes, /** @type {Node[]} */ ...inside) => {
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.append(...inside);
-    return element;
-  };
-  const picture = /** @type {HTMLCanvasElement} */ (make("canvas", { class: "picture" }));
-  const veil = /** @type {HTMLCanvasElement} */ (make("canvas", { class: "over veil" }));
-  const overlay = /** @type {HTMLCanvasElement} */ (make("canvas", { class: "over" }));
+  const picture = make("canvas", { class: "picture" });
+  const veil = make("canvas", { class: "over veil" });
+  const overlay = make("canvas", { class: "over" });
   const stage = make(
     "div",
     {
       class: "stage",
       part: "stage",
-      tabindex: "0",
+      tabindex: 0,
       role: "application",
       "aria-roledescription": "draggable picture",
       "aria-label": "Picture",
@@ -63,8 +59,7 @@ export function buildView(host) {
     veil,
     overlay,
   );
-  const help = make("p", { class: "unseen", id: "help" });
-  help.textContent = HELP;
+  const help = make("p", { class: "unseen", id: "help" }, HELP);
   const live = make("p", { class: "unseen", "aria-live": "polite" });
   root.append(stage, make("div", { class: "focus" }), make("slot", {}), help, live);
   return { stage, picture, veil, overlay, live };

@@ -22,12 +22,7 @@ const SMALL = 256; // pixels: up to here a picture is shown enlarged, and costs 
 const VIEW_SMALL = { fps: 60, quality: 95, preview: "never" };
 const VIEW_LARGE = { fps: 60, quality: 90, preview: "auto" };
 const RUNNING = new Set(["running", "waiting"]);
-const FILES = /** @type {const} */ ({
-  picture: "picture.png",
-  webp: "timeline.webp",
-  mp4: "timeline.mp4",
-  session: "session.safetensors",
-});
+const FILES = { picture: "picture.png", webp: "timeline.webp", mp4: "timeline.mp4", session: "session.safetensors" };
 
 /** @typedef {import("./viewport.js").Point} Point */
 
@@ -41,7 +36,7 @@ export class DragCanvas extends HTMLElement {
   /** The brush of mask mode, its radius in pixels of the picture. */
   brush = { radius: 10, erase: false };
   truncationPsi = 0.7;
-  /** What shall be sent otherwise than usual (the protocol's `view` message). @type {Record<string, string | number>} */
+  /** What shall be sent otherwise than usual: the protocol's `view`. @type {Record<string, string | number>} */
   view = {};
 
   /** The server's last messages. @type {any} */ welcome = null;
@@ -80,18 +75,13 @@ export class DragCanvas extends HTMLElement {
     this.#resizes = new ResizeObserver(() => this.#resized());
   }
 
-  #view;
-  #overlay;
-  #veil;
-  #painter;
-  #gestures;
-  #resizes;
+  #view; #overlay; #veil; #painter; #gestures; #resizes;
   #host = this.#makeHost();
   #modes = { live: new LiveMode(this.#host), points: new PointMode(this.#host), mask: new MaskMode(this.#host) };
   #copy = new SessionCopy(this);
   #keyboard = new Keyboard(this, this.#host, () => this.#redraw());
 
-  // --- the element in its page ---------------------------------------------------------------------------------
+  // --- the element in its page ---------------------------------------------------------------------------------------
 
   connectedCallback() {
     this.#modeChanged();
@@ -135,6 +125,11 @@ export class DragCanvas extends HTMLElement {
     return RUNNING.has(this.status?.state);
   }
 
+  /** Whether the server has answered everything that was asked of the points. */
+  get settled() {
+    return this.#driver?.settled ?? true;
+  }
+
   /** Connects (again), with the present attributes. */
   reconnect() {
     this.#disconnect();
@@ -163,7 +158,7 @@ export class DragCanvas extends HTMLElement {
     this.connection = null;
   }
 
-  // --- what a caller asks for; each resolves to whether the server did it, a refusal comes as an `error` event --------
+  // --- what a caller asks for; each resolves to whether the server did it, a refusal comes as an `error` event -------
 
   /** A new picture. @param {{seed?: number, truncationPsi?: number, model?: string, label?: number}} [options] */
   create(options = {}) {
@@ -181,8 +176,8 @@ export class DragCanvas extends HTMLElement {
 
   /** @param {Point[]} handles @param {Point[]} targets */
   setPoints(handles, targets) {
+    this.points.clear();
     this.points.set(handles, targets);
-    this.points.pending = null;
     this.#redraw();
     return this.#driver?.setPoints();
   }
@@ -258,12 +253,12 @@ export class DragCanvas extends HTMLElement {
     return this.fetch(`api/sessions/${this.session.session}/${FILES[what]}`);
   }
 
-  /** A file of the server, with the token. @param {string} path @param {AbortSignal} [signal] @returns {Promise<Blob>} */
+  /** A file of the server. @param {string} path @param {AbortSignal} [signal] @returns {Promise<Blob>} */
   fetch(path, signal) {
     return /** @type {Connection} */ (this.connection).fetch(path, signal);
   }
 
-  // --- the view -------------------------------------------------------------------------------------------------------
+  // --- the view ------------------------------------------------------------------------------------------------------
 
   /** About the middle of the element. @param {number} factor */
   zoomBy(factor) {
@@ -291,7 +286,6 @@ export class DragCanvas extends HTMLElement {
     if (message.resumed) return;
     const copy = this.#copy.file;
     if (copy && (await this.open(copy))) {
-      this.announce("The server was started anew; your picture is back.");
       this.#tell("restored", {});
     } else {
       await this.create(this.session ? { seed: this.session.seed ?? undefined } : {});
@@ -363,7 +357,7 @@ export class DragCanvas extends HTMLElement {
     this.#tell("error", { code: error.code ?? "internal", message: error.message });
   }
 
-  // --- small things ------------------------------------------------------------------------------------------------------
+  // --- small things --------------------------------------------------------------------------------------------------
 
   /** What the modes work on: always the present driver, mode and state. @returns {import("./modes.js").Host} */
   #makeHost() {

@@ -1,4 +1,4 @@
-/** Turns what happens to the points into messages: sets them, moves targets (coalesced, stamped), starts and settles. */
+/** What happens to the points, in messages: sets them, moves targets (coalesced, stamped), starts and settles. */
 
 const SEND_EVERY_MS = 14; // the protocol takes 200 messages a second, acknowledgements included
 const STRAY = 24; // pixels at 512: farther than tracking moves a handle in the steps of one frame
@@ -64,7 +64,7 @@ export class Driver {
     else this.#scheduled = requestAnimationFrame(() => this.#send());
   }
 
-  /** What a frame says of the handles, unless it was made before the present points were known. @param {Point[]} handles */
+  /** A frame's handles, unless it was made before the present points were known. @param {Point[]} handles */
   track(handles, height = 512) {
     const { points } = this;
     if (this.#settingPoints || handles.length !== points.count) return;

@@ -39,7 +39,13 @@ export function buildExportMenu(button, menu, canvas, report) {
     ["open", "Open a mask…", "", opening("image/png", (file) => canvas.loadMask(file))],
   ];
   const entries = items.map(([symbol, label, format, act]) =>
-    make("button", { type: "button", role: "menuitem", tabindex: -1, click: () => choose(act) }, icon(symbol), label, make("small", {}, format)),
+    make(
+      "button",
+      { type: "button", role: "menuitem", tabindex: -1, click: () => choose(act) },
+      icon(symbol),
+      label,
+      make("small", {}, format),
+    ),
   );
   entries.splice(5, 0, make("hr", {}));
   menu.append(...entries);
@@ -59,7 +65,9 @@ export function buildExportMenu(button, menu, canvas, report) {
   menu.addEventListener("keydown", (event) => {
     const at = buttons.indexOf(document.activeElement);
     const last = buttons.length - 1;
-    const next = { ArrowDown: at === last ? 0 : at + 1, ArrowUp: at <= 0 ? last : at - 1, Home: 0, End: last }[event.key];
+    const down = at === last ? 0 : at + 1;
+    const up = at <= 0 ? last : at - 1;
+    const next = { ArrowDown: down, ArrowUp: up, Home: 0, End: last }[event.key];
     if (next !== undefined) buttons[next].focus();
     else if (event.key === "Escape" || event.key === "Tab") choose(() => {});
     else return;

@@ -1,7 +1,8 @@
-/** Pointers into gestures: one presses, moves and releases; two fingers, the wheel or the middle button move the view. */
+/** Pointers into gestures: one presses, moves, releases; two fingers, the wheel or the middle button move the view. */
 
-const TOUCH_SLOP = 4; // CSS pixels that a finger may tremble before it pulls: a second one may follow and make it a pinch
+const TOUCH_SLOP = 4; // CSS pixels that a finger may tremble before it pulls: a second one may make it a pinch
 const WHEEL_STEP = 0.0016;
+const BUTTONS = new Set([0, 1, 5]); // main, middle, a pen's eraser
 
 /** @typedef {import("./viewport.js").Point} Point */
 
@@ -52,7 +53,7 @@ export class Gestures {
   /** @param {PointerEvent} event */
   #down(event) {
     const at = this.#at(event);
-    if (event.button > 1 || this.#pointers.size >= 2) return;
+    if (!BUTTONS.has(event.button) || this.#pointers.size >= 2) return;
     if (this.#pointers.size === 1 && event.pointerType !== "touch") return;
     this.element.setPointerCapture(event.pointerId);
     this.#pointers.set(event.pointerId, at);

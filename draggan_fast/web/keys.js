@@ -16,6 +16,7 @@ const SEND_AFTER_MS = 200;
 export class Keyboard {
   /** Where Enter places a point, in picture pixels. @type {Point | null} */ cursor = null;
   #timer = 0;
+  #unsent = false; // a handle has been moved here, but not yet at the server
 
   /**
    * @param {import("./drag-canvas.js").DragCanvas} element
@@ -95,14 +96,20 @@ export class Keyboard {
     announce(`${named(selected)} at ${Math.round(to[0])}, ${Math.round(to[1])}.`);
     const live = this.element.mode === "live";
     window.clearTimeout(this.#timer);
-    if (selected.kind === "target" && (live || running)) {
+    this.#unsent ||= selected.kind === "handle";
+    if (!this.#unsent && (live || running)) {
       if (live) driver.follow();
       driver.moveTargets();
       this.#timer = window.setTimeout(() => this.host.driver.settle(), SETTLE_AFTER_MS);
     } else {
-      this.#timer = window.setTimeout(() => this.host.driver.setPoints(), SEND_AFTER_MS);
+      this.#timer = window.setTimeout(() => this.#send(), SEND_AFTER_MS);
     }
     this.changed();
+  }
+
+  #send() {
+    this.#unsent = false;
+    void this.host.driver.setPoints();
   }
 
   /** @param {1 | -1} direction @returns {boolean} false past the last point: the focus may go on */
@@ -117,7 +124,7 @@ export class Keyboard {
 
   /** A handle at the cursor, then its target. */
   #place() {
-    const { points, driver, announce } = this.host;
+    const { points, announce } = this.host;
     const { mode } = this.element;
     if (mode === "mask" || points.selected) return;
     const at = this.#where();
@@ -132,17 +139,17 @@ export class Keyboard {
     points.pending = this.cursor = null;
     points.selected = { kind: "target", index: points.count - 1 };
     announce(`Point ${points.count} placed. Arrow keys move its target.`);
-    void driver.setPoints();
+    this.#send();
     this.changed();
   }
 
   #remove() {
-    const { points, driver, announce } = this.host;
+    const { points, announce } = this.host;
     if (points.pending) {
       points.pending = null;
     } else if (points.selected) {
       points.remove(points.selected.index);
-      void driver.setPoints();
+      this.#send();
       announce("Point removed.");
     }
     this.changed();

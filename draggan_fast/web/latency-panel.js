@@ -30,7 +30,13 @@ export class LatencyPanel {
     this.bar = make("div", { class: "stages", "aria-hidden": "true" });
     for (const [name] of STAGES) this.bar.append(make("span", { class: name }));
     place.append(
-      make("dl", { class: "headline" }, head("steps", "steps/s"), head("frames", "frames/s"), head("felt", "ms to paint")),
+      make(
+        "dl",
+        { class: "headline" },
+        head("steps", "steps/s"),
+        head("frames", "frames/s"),
+        head("felt", "ms to paint"),
+      ),
       this.bar,
       make(
         "table",
@@ -42,7 +48,13 @@ export class LatencyPanel {
           ...STAGES.map(([name, label]) =>
             make("tr", {}, make("th", { scope: "row", class: name }, label), cell(`${name}-p50`), cell(`${name}-p95`)),
           ),
-          make("tr", { class: "sum" }, make("th", { scope: "row" }, "Pointer → paint"), cell("felt-p50"), cell("felt-p95")),
+          make(
+            "tr",
+            { class: "sum" },
+            make("th", { scope: "row" }, "Pointer → paint"),
+            cell("felt-p50"),
+            cell("felt-p95"),
+          ),
         ),
       ),
       make(

@@ -51,7 +51,7 @@ export class Latency {
   /** @type {Map<number, number>} */ #sent = new Map();
   /** @type {{at: number, step: number}[]} */ #paints = [];
 
-  /** A pointer move at a time, which the `targets` message of this stamp carries. @param {number} stamp @param {number} at */
+  /** A pointer's move, which the `targets` message of this stamp carries. @param {number} stamp @param {number} at */
   moved(stamp, at) {
     this.#moves.push({ stamp, at });
   }
@@ -101,7 +101,8 @@ export class Latency {
 
   reset() {
     this.settle();
-    for (const samples of [this.pointerToPaint, this.step, this.render, this.encode, this.network, this.paint]) samples.clear();
+    const { pointerToPaint, step, render, encode, network, paint } = this;
+    for (const samples of [pointerToPaint, step, render, encode, network, paint]) samples.clear();
     this.dropped = this.painted = 0;
     this.#paints = [];
   }

@@ -38,7 +38,7 @@ export class LiveMode {
     this.host = host;
   }
 
-  /** With Shift the points there are stay where they are: they hold the picture. @param {Point} at @param {PointerEvent} event */
+  /** With Shift the present points stay and hold the picture. @param {Point} at @param {PointerEvent} event */
   press(at, event) {
     const { points, driver, viewport, mostPoints } = this.host;
     const here = viewport.inside(viewport.toPicture(at));
@@ -81,7 +81,7 @@ export class LiveMode {
   }
 }
 
-/** Pairs are placed first: press the handle, press the target (or pull it out of the handle); each can be pulled later. */
+/** Pairs are placed first: press the handle, press the target or pull it out of the handle. All can be pulled later. */
 export class PointMode {
   /** @type {Selection | null} */ #held = null;
   /** @type {Point} */ #offset = [0, 0];
@@ -121,10 +121,12 @@ export class PointMode {
     const [x, y] = viewport.toPicture(at);
     if (this.#held) {
       points.move(this.#held, viewport.inside([x + this.#offset[0], y + this.#offset[1]]));
-      if (this.#held.kind === "target" && running) driver.moveTargets();
+      // A pair that the server does not know yet goes there as a whole, on release.
+      if (this.#held.kind === "target" && running && !this.#changed) driver.moveTargets();
       else this.#changed = true;
-    } else if (points.pending && this.#pressed && Math.hypot(at[0] - this.#pressed[0], at[1] - this.#pressed[1]) > PULL) {
-      this.#pair(points.pending, viewport.inside([x, y]));
+    } else if (points.pending && this.#pressed) {
+      const pulled = Math.hypot(at[0] - this.#pressed[0], at[1] - this.#pressed[1]);
+      if (pulled > PULL) this.#pair(points.pending, viewport.inside([x, y]));
     }
   }
 

@@ -1,9 +1,10 @@
-/** What lies over the picture when there is something to say: loading, reconnecting, gone, full, refused, out of memory. */
+/** What lies over the picture when there is something to say: loading, reconnecting, gone, full, out of memory. */
 
 import { byId, make } from "./dom.js";
 
 const GONE_AFTER = 3; // failed attempts in a row
 const TOAST_MS = 6000;
+const RESTORED = "The server no longer had your picture. It is back, from this page's copy.";
 
 export class Notices {
   #timer = 0;
@@ -21,7 +22,7 @@ export class Notices {
     canvas.addEventListener("connection", (/** @type {any} */ event) => this.#connection(event.detail));
     canvas.addEventListener("error", (/** @type {any} */ event) => this.#error(event.detail));
     canvas.addEventListener("session", () => this.hide());
-    canvas.addEventListener("restored", () => this.toast("The server was started anew. Your picture is back, from this page's copy."));
+    canvas.addEventListener("restored", () => this.toast(RESTORED));
     this.#loading();
   }
 
@@ -63,7 +64,8 @@ export class Notices {
     this.#timer = window.setInterval(tell, 500);
     const again = this.#button("Try now", () => this.canvas.connection?.connect());
     if (state.attempts > GONE_AFTER) {
-      this.#show("gone", make("h2", {}, "The server is gone"), make("p", {}, "Is draggan-fast serve still running?"), line, again);
+      const what = make("p", {}, "Is draggan-fast serve still running?");
+      this.#show("gone", make("h2", {}, "The server is gone"), what, line, again);
     } else {
       this.#show("reconnecting", make("span", { class: "spinner" }), make("p", {}, "Reconnecting"));
     }
@@ -86,7 +88,13 @@ export class Notices {
   }
 
   #askToken() {
-    const input = make("input", { type: "password", name: "token", autocomplete: "current-password", required: true, "aria-label": "Token" });
+    const input = make("input", {
+      type: "password",
+      name: "token",
+      autocomplete: "current-password",
+      required: true,
+      "aria-label": "Token",
+    });
     const form = make(
       "form",
       {

@@ -1,4 +1,4 @@
-/** Draws what lies over the picture: handles (red), targets (blue), arrows, the brush, and the veil over what must stay. */
+/** Draws what lies over the picture: handles (red), targets (blue), arrows, brush, the veil over what must stay. */
 
 const HANDLE = "#e5383b";
 const TARGET = "#2563eb";
@@ -88,7 +88,10 @@ function drawHandle(context, at, radius) {
   ring(context, at, radius, 2, "#ffffff");
 }
 
-/** A ring with a point: what is under it stays visible. @param {CanvasRenderingContext2D} context @param {Point} at @param {number} radius */
+/**
+ * A ring with a point: what is under it stays visible.
+ * @param {CanvasRenderingContext2D} context @param {Point} at @param {number} radius
+ */
 function drawTarget(context, at, radius) {
   ring(context, at, radius, 7, "#ffffff");
   ring(context, at, radius + 3.5, 1, CASING);
@@ -104,7 +107,10 @@ function disc(context, [x, y], radius, colour) {
   context.fill();
 }
 
-/** @param {CanvasRenderingContext2D} context @param {Point} at @param {number} radius @param {number} width @param {string} colour */
+/**
+ * @param {CanvasRenderingContext2D} context @param {Point} at
+ * @param {number} radius @param {number} width @param {string} colour
+ */
 function ring(context, [x, y], radius, width, colour) {
   context.lineWidth = width;
   context.strokeStyle = colour;
@@ -113,7 +119,10 @@ function ring(context, [x, y], radius, width, colour) {
   context.stroke();
 }
 
-/** The brush under the pointer. @param {CanvasRenderingContext2D} context @param {Point} at @param {number} radius @param {boolean} erasing */
+/**
+ * The brush under the pointer.
+ * @param {CanvasRenderingContext2D} context @param {Point} at @param {number} radius @param {boolean} erasing
+ */
 export function drawBrush(context, at, radius, erasing) {
   ring(context, at, radius, 3.5, CASING);
   context.setLineDash(erasing ? [6, 5] : []);

@@ -25,6 +25,12 @@ const STATES = /** @type {Record<string, string>} */ ({
   failed: "Stopped",
 });
 
+const HINTS = {
+  live: "Press on the picture and pull",
+  points: "Press what shall move, then where to",
+  mask: "Paint what may move",
+};
+
 const canvas = new DragCanvas();
 
 /** The token comes in the URL's fragment, which no server sees; it leaves the address bar at once. */
@@ -89,7 +95,8 @@ function wireButtons() {
   press("zoom-reset", () => canvas.resetZoom());
   document.addEventListener("keydown", (event) => {
     // Undo works wherever the focus is, but for a field that has its own.
-    const field = event.target instanceof HTMLInputElement && ["number", "text", "password"].includes(event.target.type);
+    const { target } = event;
+    const field = target instanceof HTMLInputElement && ["number", "password"].includes(target.type);
     if (event.defaultPrevented || field || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
     event.preventDefault();
     void (event.shiftKey ? canvas.redo() : canvas.undo());
@@ -111,6 +118,7 @@ function wirePicture() {
     if (canvas.session?.seed !== null) void show(canvas.session.seed);
     seeds.load();
   });
+  truncation.value = DEFAULT_PSI;
   truncation.mark({ default: DEFAULT_PSI });
   byId("truncation").append(truncation.element);
   byId("random").addEventListener("click", () => show(Math.floor(Math.random() * 1_000_000)));
@@ -149,16 +157,11 @@ function wireStatus() {
     state.dataset.state = status.state;
     showState(status.state, status.step);
   });
-  const hint = byId("hint");
-  canvas.addEventListener("session", () => {
-    hint.hidden = sessionStorage.getItem(HINTED_KEY) !== null;
-  });
   canvas.addEventListener("frame", (/** @type {any} */ event) => {
-    if (!event.detail.running) return;
-    showState(canvas.status?.state, event.detail.step);
-    if (hint.hidden) return;
-    hint.hidden = true;
-    sessionStorage.setItem(HINTED_KEY, "yes");
+    if (event.detail.running) showState(canvas.status?.state, event.detail.step);
+  });
+  canvas.addEventListener("error", () => {
+    if (!canvas.session) byId("state-text").textContent = "No picture";
   });
   canvas.addEventListener("connection", (/** @type {any} */ event) => {
     const open = event.detail.state === "open";
@@ -166,6 +169,24 @@ function wireStatus() {
     if (!open) byId("state-text").textContent = event.detail.state === "refused" ? "Not connected" : "Connecting";
     if (!open) state.dataset.state = "offline";
   });
+}
+
+/** What to do in each mode, until it has been done once. */
+function wireHints() {
+  const hint = byId("hint");
+  const done = {
+    live: () => Boolean(canvas.status?.step),
+    points: () => canvas.points.count > 0 || canvas.points.pending !== null,
+    mask: () => canvas.mask.present || canvas.mask.painting,
+  };
+  const show = () => {
+    const { mode } = canvas;
+    if (done[mode]()) sessionStorage.setItem(`${HINTED_KEY}:${mode}`, "yes");
+    hint.textContent = HINTS[mode];
+    hint.hidden = !canvas.session || sessionStorage.getItem(`${HINTED_KEY}:${mode}`) !== null;
+  };
+  for (const event of ["session", "status", "modechange"]) canvas.addEventListener(event, show);
+  canvas.addEventListener("pointerup", show);
 }
 
 /** @param {string} state @param {number} step */
@@ -179,6 +200,7 @@ function begin() {
   wireButtons();
   wirePicture();
   wireStatus();
+  wireHints();
   const notices = new Notices(canvas, authorise);
   new DragSettings(byId("sliders"), canvas);
   new Timeline(byId("timeline"), canvas);

@@ -1,6 +1,6 @@
 /**
- * Puts the newest picture on a canvas, once per animation frame. A picture that is overtaken while it is decoded or while
- * it waits for its animation frame is dropped.
+ * Puts the newest picture on a canvas, once per animation frame. A picture that is overtaken while it is decoded or
+ * while it waits for its animation frame is dropped.
  *
  * The canvas holds the picture enlarged smoothly to a fixed size; zooming and panning only move the canvas.
  */

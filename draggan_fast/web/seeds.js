@@ -26,8 +26,8 @@ export class Seeds {
       ...SEEDS.map((seed) =>
         make(
           "button",
-          { class: "seed", "data-seed": seed, title: `Seed ${seed}`, "aria-label": `Seed ${seed}`, click: () => choose(seed) },
-          make("img", { alt: "", width: SIZE, height: SIZE, draggable: "false" }),
+          { class: "seed", "data-seed": seed, title: `Seed ${seed}`, click: () => choose(seed) },
+          make("img", { alt: `Seed ${seed}`, width: SIZE, height: SIZE, draggable: "false" }),
         ),
       ),
     );
@@ -77,8 +77,9 @@ export class Seeds {
   async #fetch(button, generation) {
     const { canvas } = this;
     const model = canvas.session?.model ? `&model=${encodeURIComponent(canvas.session.model)}` : "";
+    const path = `api/seeds/${button.dataset.seed}.webp?psi=${canvas.truncationPsi}&size=${SIZE}${model}`;
     try {
-      const blob = await canvas.fetch(`api/seeds/${button.dataset.seed}.webp?psi=${canvas.truncationPsi}&size=${SIZE}${model}`);
+      const blob = await canvas.fetch(path);
       const image = /** @type {HTMLImageElement} */ (button.firstElementChild);
       if (generation === this.#generation) showBlob(image, blob);
     } catch {

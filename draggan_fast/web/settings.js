@@ -14,10 +14,37 @@ import { make } from "./dom.js";
 
 /** @type {Slider[]} */
 export const DRAG_SLIDERS = [
-  { name: "lr", label: "Step size", hint: "How far the picture goes in one step", least: 0.0002, most: 0.1 },
-  { name: "r1", label: "Pull radius", hint: "r1: how much around a handle is pulled, pixels at 512", least: 1, most: 16, step: 1 },
-  { name: "r2", label: "Tracking radius", hint: "r2: how far around it a handle is looked for, pixels at 512", least: 2, most: 48, step: 1 },
-  { name: "lambda_mask", label: "Mask weight", hint: "How strongly the fixed part is held", least: 0, most: 100, step: 1 },
+  {
+    name: "lr",
+    label: "Step size",
+    hint: "How far the picture goes in one step",
+    least: 0.0002,
+    most: 0.1,
+  },
+  {
+    name: "r1",
+    label: "Pull radius",
+    hint: "r1: how much around a handle is pulled, pixels at 512",
+    least: 1,
+    most: 16,
+    step: 1,
+  },
+  {
+    name: "r2",
+    label: "Tracking radius",
+    hint: "r2: how far around it a handle is looked for, pixels at 512",
+    least: 2,
+    most: 48,
+    step: 1,
+  },
+  {
+    name: "lambda_mask",
+    label: "Mask weight",
+    hint: "How strongly the fixed part is held",
+    least: 0,
+    most: 100,
+    step: 1,
+  },
 ];
 
 /** @type {Slider} */
@@ -69,8 +96,7 @@ export class SliderRow {
 
   /** @param {number} value */
   set value(value) {
-    const { least, most, step } = this.slider;
-    this.input.value = String(step ? value : Math.round((Math.log(value / least) / Math.log(most / least)) * LOG_STEPS));
+    this.input.value = String(this.slider.step ? value : Math.round(this.#share(value) * LOG_STEPS));
     this.#show(value);
   }
 
@@ -123,12 +149,15 @@ export class SliderRow {
 export class DragSettings {
   /** @param {HTMLElement} place @param {import("./drag-canvas.js").DragCanvas} canvas */
   constructor(place, canvas) {
-    this.rows = DRAG_SLIDERS.map((slider) => new SliderRow(slider, (value) => canvas.configure({ [slider.name]: value })));
+    this.rows = DRAG_SLIDERS.map(
+      (slider) => new SliderRow(slider, (value) => canvas.configure({ [slider.name]: value })),
+    );
     place.append(...this.rows.map((row) => row.element));
     canvas.addEventListener("welcome", (/** @type {any} */ event) => {
       for (const row of this.rows) {
         const { name } = row.slider;
         row.mark({ published: event.detail.published[name], "this model": event.detail.settings[name] });
+        if (!canvas.session) row.value = event.detail.settings[name];
       }
     });
     canvas.addEventListener("session", (/** @type {any} */ event) => {

@@ -88,24 +88,32 @@ export class Timeline {
     if (canvas.status?.state === "running" || this.#asking || !this.#stale || this.#length < 2) return;
     const loading = new AbortController();
     this.#loading = loading;
-    const room = Math.max(Math.round(this.film.clientWidth / Math.max(this.film.clientHeight, 1)), 2);
-    const count = Math.min(room, this.#length);
     const of = canvas.session.session;
-    const images = /** @type {HTMLImageElement[]} */ ([...this.film.children]);
-    while (images.length > count) images.pop()?.remove();
-    while (images.length < count) {
-      const image = make("img", { alt: "", draggable: "false", width: SIZE, height: SIZE });
-      images.push(image);
-      this.film.append(image);
-    }
-    for (const [place, image] of images.entries()) {
-      const index = Math.round((place * (this.#length - 1)) / Math.max(count - 1, 1));
+    for (const [index, images] of this.#cells()) {
       try {
-        showBlob(image, await canvas.fetch(`api/sessions/${of}/timeline/${index}.webp?size=${SIZE}`, loading.signal));
+        const path = `api/sessions/${of}/timeline/${index}.webp?size=${SIZE}`;
+        const blob = await canvas.fetch(path, loading.signal);
+        for (const image of images) showBlob(image, blob);
       } catch {
         return; // overtaken, or the server is gone: the next rest loads them
       }
     }
     this.#stale = false;
+  }
+
+  /** The film's square cells, by the state that they show; a short timeline repeats its own. */
+  #cells() {
+    const { film } = this;
+    const count = Math.max(Math.round(film.clientWidth / Math.max(film.clientHeight, 1)), 2);
+    while (film.childElementCount > count) film.lastElementChild?.remove();
+    while (film.childElementCount < count) {
+      film.append(make("img", { alt: "", draggable: "false", width: SIZE, height: SIZE }));
+    }
+    /** @type {Map<number, HTMLImageElement[]>} */ const cells = new Map();
+    [...film.children].forEach((image, place) => {
+      const index = Math.round((place * (this.#length - 1)) / (count - 1));
+      cells.set(index, [...(cells.get(index) ?? []), /** @type {HTMLImageElement} */ (image)]);
+    });
+    return cells;
   }
 }
