@@ -7,10 +7,13 @@ pixels of 128. The requested and the real displacement are compared by the detec
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from draggan_fast import DragError, Model
+from draggan_fast import DragConfig, DragError, Model
 from draggan_fast.media import contact_sheet, draw_overlay
 
 from .drag_runs import whole_pixels
@@ -20,6 +23,7 @@ from .intervals import mean_interval, with_interval
 
 SHORTEST, LONGEST = 8.0, 24.0  # pixels of 128
 TRIES = 200
+POINTS = ("1", "5")
 
 COLUMNS = (
     Column("case", "name"),
@@ -44,7 +48,25 @@ believes in, and the share of drags it calls done."""
 
 
 def cases(arguments: argparse.Namespace, model: Model) -> list[Case]:
-    return [case for points in ("1", "5") for case in ours(arguments, points, ("fast",))]
+    changes = changed_settings(arguments.set, model)
+    if unknown := [points for points in arguments.points if points not in POINTS]:
+        raise DragError(f"--points knows {', '.join(POINTS)}, not {unknown[0]!r}.")
+    found = [case for points in arguments.points for case in ours(arguments, points, ("fast",))]
+    return [replace(case, changes=changes) for case in found]
+
+
+def changed_settings(text: str | None, model: Model) -> tuple[tuple[str, Any], ...]:
+    """A JSON object of drag settings that differ from the model's own, as a case keeps it. Raises DragError."""
+    if text is None:
+        return ()
+    try:
+        given = json.loads(text)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise DragError(f"--set must be a JSON object of drag settings like '{{\"lr\": 0.02}}', not {text!r}.")
+    DragConfig.from_json(model.drag_config().to_json() | given)
+    return tuple(given.items())
 
 
 def request_of(

@@ -18,7 +18,7 @@ from draggan_fast.loading import pick_device
 from .engines import ENGINES
 from .machine import machine
 from .planning import Mode, Prediction, modes, predict
-from .probe import probe, resident_mb
+from .probe import fresh_baseline_mb, probe
 from .rows import row
 from .workloads import CONFIG_F, MAPPING_F, default_points
 
@@ -28,7 +28,6 @@ BASELINE_MB = 233.0  # the interpreter with torch, where the system does not tel
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the table. 0 if some mode fits into --memory (or none was given), else 1. Raises DragError."""
-    resident = resident_mb() or BASELINE_MB  # first of all: what follows makes this process larger than a drag's
     out = check_writable(arguments.json, (".json",)) if arguments.json is not None else None
     device = pick_device(arguments.device)
     if arguments.engine is not None and not modes(arguments.engine):
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check and arguments.resolution is None:
         models.resolve(name)
 
-    baseline = 0 if device.type == "cuda" else int(resident * MB)
+    baseline = 0 if device.type == "cuda" else int((fresh_baseline_mb() or BASELINE_MB) * MB)
     chosen = modes(arguments.engine, arguments.mask)
     found = [predict(network, config, arguments.points, mode, device.type, baseline) for mode in chosen]
     where = "of the GPU's memory" if device.type == "cuda" else f"of the process, {baseline / MB:.0f} MB of them torch"

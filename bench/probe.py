@@ -52,6 +52,17 @@ def probe(
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
+def fresh_baseline_mb() -> float | None:
+    """What a process holds that has imported torch and draggan_fast and done nothing yet; None where the system does
+    not tell. (This one may have imported far more.)"""
+    code = "import draggan_fast.bench.probe as p, torch, draggan_fast; draggan_fast.load; print(p.resident_mb())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    try:
+        return float(done.stdout)
+    except ValueError:
+        return None
+
+
 def resident_mb() -> float | None:
     """What of this process is in memory now."""
     return status_mb("VmRSS")

@@ -76,7 +76,7 @@ class PublishedDrag:
             d = d - torch.tensor(handle, dtype=torch.float32, device=feature.device)
             length = d.norm().item()
             stop = stop and length <= limit
-            if length > 1:
+            if length > min(1, limit):
                 loss = loss + self._supervise(feature, handle, d / (length + 1e-7))
         if self.movable_mask is not None and 0 < self.movable_mask.mean().item() < 1:
             fixed = 1 - self.movable_mask

@@ -133,6 +133,8 @@ def add_eval(commands: Commands) -> None:
 
     drags = studies.add_parser("drags", help="short drags of single landmarks: how far they really went")
     add_eval_options(drags, "drags", 105, quick=5)
+    drags.add_argument("--points", type=names, default=("1", "5"), help="of 1,5 (default: both)")
+    drags.add_argument("--set", metavar="JSON", help='drag settings that differ from the model\'s, like {"lr": 0.02}')
     pairs = studies.add_parser("pairs", help="a second picture reconstructed from sparse correspondences (Table 2)")
     add_eval_options(pairs, "pairs", 50, quick=3)
     mask = studies.add_parser("mask", help="how much fixed pixels change, with and without a movable mask")

@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import re
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,15 @@ def serving_backends() -> dict[str, str]:
     }
 
 
+def told(question: Callable[[], Any]) -> Any:
+    """The answer, or the sentence that says why there is none: an environment variable that asks for what is not here
+    must not keep doctor from its report."""
+    try:
+        return question()
+    except DragError as error:
+        return str(error)
+
+
 def diagnosis() -> dict[str, Any]:
     cuda = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -199,11 +209,13 @@ def diagnosis() -> dict[str, Any]:
         "compiled library": compiled_library(),
         "precision": ": ".join(best_precision(device)),
         "precisions to ask for": [name for name in DTYPES if refusal(name, device) is None],
-        "steps": graphs.about(device),
-        "torch.compile": f"{'on' if compiles(device) else 'off'}; on GPUs, for who sets {COMPILE}=on; not measured yet",
+        "steps": told(lambda: graphs.about(device)),
+        "torch.compile": told(
+            lambda: f"{'on' if compiles(device) else 'off'}; on GPUs, for who sets {COMPILE}=on; not measured yet"
+        ),
         "mp4": "yes" if version_of("av") else "no: pip install 'draggan-fast[video]'",
         "embedded model": embedded,
-        "passes around convolutions": synthesis_ops.backend(device.type),
+        "passes around convolutions": told(lambda: synthesis_ops.backend(device.type)),
         "ops": serving_backends(),
     }
 

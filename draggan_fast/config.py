@@ -22,9 +22,10 @@ class DragConfig:
     r1, r2: radii of motion supervision and of point tracking, in pixels at 512; scaled by H/512.
     lambda_mask: weight of the mask loss.  reg: weight of the mean |w_plus − w0|.
     feature_block: the block whose feature is dragged, 0 = 4×4 … 5 = 128×128.
-    layers: only the first ``layers`` rows of w_plus change.  space: "w_plus", or "w" (those rows stay equal).
-    stop_distance: the drag is done when no handle is farther from its target, in image pixels; at least 1, since a
-    handle that near is not moved any more. "published" = max(2/512·H, 2); "paper" = 1, or 2 with more than 5 points.
+    layers: only the first ``layers`` rows of w_plus change.  space: "w_plus", or "w" (those rows move alike).
+    stop_distance: the drag is done when no handle is farther from its target, in image pixels. "published" =
+    max(2/512·H, 2); "paper" = 1, or 2 with more than 5 points. The published program does not move a handle within 1;
+    below 1, a single handle is moved until it is on its target's pixel (several hardly ever are all at once: then 1).
     max_steps: where ``run`` gives up.
     engine: who computes the steps: "reference" (plain PyTorch and autograd, float32), "fast" (frozen weights, in the
     precision that ``load`` was asked for), or "auto": fast where it can run the network, else reference.
@@ -69,7 +70,7 @@ class DragConfig:
             if self.stop_distance not in STOP_RULES:
                 raise DragError(f"stop_distance must be a number or one of {', '.join(STOP_RULES)}.")
         else:
-            number("stop_distance", 1, 4096)
+            number("stop_distance", 0, 4096, strict=True)
 
     @classmethod
     def published(cls, **changes: Any) -> DragConfig:
@@ -102,4 +103,4 @@ class DragConfig:
             return max(2 / 512 * height, 2.0)
         if self.stop_distance == "paper":
             return 1.0 if points <= 5 else 2.0
-        return float(self.stop_distance)
+        return float(self.stop_distance) if points == 1 else max(float(self.stop_distance), 1.0)

@@ -27,6 +27,12 @@ from .views import FeatureView
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
+# Operations that a multiprocessor's tensor cores do per clock, accumulating in float32, by compute capability (data
+# sheets, ascending), and its other units in float32. What share of it a convolution of one picture reaches, and what a
+# launch inside a graph takes, are guesses; how many launches a block on crops needs beyond a whole one is counted.
+TENSOR_RATES = {(7, 0): 1024, (7, 5): 512, (8, 0): 2048, (8, 6): 512, (9, 0): 4096}
+FLOAT32_RATE, CLOCK, EFFICIENCY = 256, 1.7e9, 0.4
+LEVEL_LAUNCHES, LAUNCH_SECONDS = 55, 1.7e-6
 COMPILE = "DRAGGAN_FAST_COMPILE"
 FP16_CAPABILITY, BF16_CAPABILITY = 7, 8  # compute capabilities whose tensor cores multiply these
 
@@ -57,7 +63,10 @@ class Shared(NamedTuple):
     captured: OrderedDict[Any, Any]
 
 
-_frozen: weakref.WeakKeyDictionary[Generator, dict[tuple[Any, ...], Shared]] = weakref.WeakKeyDictionary()
+# Of every network that is alive the last few: packed weights are as large as the network twice over. Sessions keep
+# what they use in any case.
+KEPT = 2
+_frozen: weakref.WeakKeyDictionary[Generator, OrderedDict[tuple[Any, ...], Shared]] = weakref.WeakKeyDictionary()
 
 
 class Features(Protocol):
@@ -159,6 +168,7 @@ class FastEngine:
     ) -> None:
         self.synthesis, self.precision, self.size = synthesis, precision, size
         self.captured = OrderedDict() if captured is None else captured
+        self.level_cost = level_cost(self.device, synthesis.precision)
 
     @property
     def device(self) -> torch.device:
@@ -175,7 +185,7 @@ class FastEngine:
 
     def around(self, w_plus: Tensor, handle_points: Tensor, reach: int, whole: FrozenFeatures | None) -> FrozenFeatures:
         region = regions.region_around(handle_points[0], reach, self.resolution, self.size[0])
-        first = None if region is None else regions.first_block(self.synthesis, region)
+        first = None if region is None else regions.first_block(self.synthesis, region, self.level_cost)
         if region is None or first is None:
             return self.whole(w_plus) if whole is None else whole
         return self.on_crops(w_plus, region, first, whole)
@@ -208,7 +218,9 @@ class FastEngine:
 
 
 def as_picture(image: Tensor) -> np.ndarray:
-    """[1, image_channels, H, W], about −1…1 → uint8 [H, W, 3]."""
+    """[1, image_channels, H, W], about −1…1 → uint8 [H, W, 3]. Raises DragError rather than show what is not finite."""
+    if not bool(torch.isfinite(image).all()):
+        raise DragError("The picture of this latent is not finite: it is too far from what the network knows.")
     pixels = (image[0].float() * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
     if pixels.shape[2] < 3:  # grey
         pixels = pixels[..., :1].expand(-1, -1, 3)
@@ -223,6 +235,24 @@ def seen(feature: Tensor) -> Tensor:
 
 def image_size(generator: Generator) -> tuple[int, int]:
     return generator.config.resolution, generator.config.resolution
+
+
+def level_cost(device: torch.device, precision: torch.dtype) -> float:
+    """What a block on crops costs in kernel launches, as multiply-adds of a forward pass (see ``regions.first_block``).
+
+    Nothing on a CPU. A GPU that computes the whole block in the time of those launches had better do that: an estimate
+    from its number of multiprocessors, not measured yet (tools/gpu_step.py compares both ways).
+    """
+    if device.type != "cuda":
+        return 0.0
+    properties = torch.cuda.get_device_properties(device)
+    per_clock = FLOAT32_RATE
+    if precision != torch.float32:
+        capability = (properties.major, properties.minor)
+        known = [rate for least, rate in TENSOR_RATES.items() if least <= capability]
+        per_clock = known[-1] if known else FLOAT32_RATE
+    flop_per_second = properties.multi_processor_count * per_clock * CLOCK * EFFICIENCY
+    return LEVEL_LAUNCHES * LAUNCH_SECONDS * flop_per_second / 4  # a multiply-add is two, and the backward pass as much
 
 
 def best_precision(device: torch.device) -> tuple[str, str]:
@@ -285,9 +315,17 @@ def make_engine(
     name, resolved = resolve(generator, device, engine, precision)
     if name == "reference":
         return ReferenceEngine(generator, block, noise)
-    kept = _frozen.setdefault(generator, {})
-    key = (block, resolved, noise, device)
+    kept = _frozen.setdefault(generator, OrderedDict())
+    key = (block, resolved, noise, device, changes_of(generator))
     if key not in kept:
         kind = CompiledSynthesis if compiles(device) else FrozenSynthesis
         kept[key] = Shared(kind(generator, block, DTYPES[resolved], noise), OrderedDict())
+    kept.move_to_end(key)
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
     return FastEngine(kept[key].synthesis, resolved, image_size(generator), kept[key].captured)
+
+
+def changes_of(generator: Generator) -> int:
+    """A number that grows when somebody writes to the network's weights: what was packed before is then another's."""
+    return sum(0 if p.is_inference() else p._version for p in generator.parameters())

@@ -211,40 +211,54 @@ class FrozenSynthesis:
         """x through these layers, to which the modulation's first belong: (x, every layer's output)."""
         maps = [x]
         styles = modulation.styles[: len(layers)]
-        scaled = channels_last((x.float() * styles[0][:, :, None, None]).to(self.precision))
+        scaled = self._scaled(x, styles[0])
         for layer, demodulation, following in zip(layers, modulation.demodulations, (*styles[1:], None)):
             x, scaled = layer.forward(scaled, demodulation, self.noise_of(layer), following)
             maps.append(x)
         return tuple(maps)
 
+    def _scaled(self, x: Tensor, style: Tensor) -> Tensor:
+        return channels_last((x.float() * style[:, :, None, None]).to(self.precision))
+
     @torch.no_grad()
     def render(self, trace: Trace, w_plus: Tensor) -> Tensor:
         """Continues from ``forward`` (same w_plus) to the picture [B, image_channels, H, W] float32."""
-        maps = trace.maps
+        image = self._rgb(trace, w_plus)
         if self.later:
-            maps += self._run(self.later, maps[-1], self._modulation_of(self.later, w_plus, len(self.layers)))[1:]
-        return self._rgb(self.rgb, maps, w_plus)
+            # Not ``_run``: no map is kept that the next layer does not need, and the largest are here.
+            styles, demodulations, _ = self._modulation_of(self.later, w_plus, len(self.layers))
+            scaled = self._scaled(trace.feature, styles[0])
+            for index, (layer, following) in enumerate(zip(self.later, (*styles[1:], None))):
+                x, scaled = layer.forward(scaled, demodulations[index], self.noise_of(layer), following)
+                if index % 2:
+                    image = self._plus_rgb(image, self.block + 1 + index // 2, x, w_plus)
+                del x
+        assert image is not None
+        return image
 
     @torch.no_grad()
     def preview(self, trace: Trace, w_plus: Tensor) -> Tensor:
         """What the ToRGB layers of ``forward``'s blocks make (same w_plus): [B, image_channels, h, w] float32, h and w
         the feature's. Without any such layer it is ``render``."""
-        first = self.rgb[: self.block + 1]
-        if first[-1] is None:
-            return self.render(trace, w_plus)
-        return self._rgb(first, trace.maps, w_plus)
+        image = self._rgb(trace, w_plus) if self.rgb[self.block] is not None else None
+        return self.render(trace, w_plus) if image is None else image
 
-    def _rgb(self, layers: Sequence[FrozenRgb | None], maps: Sequence[Tensor], w_plus: Tensor) -> Tensor:
-        """The sum of these ToRGB layers, block 0 first, in the resolution of the last."""
+    def _rgb(self, trace: Trace, w_plus: Tensor) -> Tensor | None:
+        """The sum of the ToRGB layers of ``forward``'s blocks, in the resolution of the last; None without any."""
         image: Tensor | None = None
-        for block, rgb in enumerate(layers):
-            if image is not None:
-                image = upsample(image, self.taps)
-            if rgb is not None:
-                added = rgb(maps[2 * block + 1], w_plus[:, 2 * block + 1])
-                image = added if image is None else image + added
-        assert image is not None
+        for block in range(self.block + 1):
+            image = self._plus_rgb(image, block, trace.maps[2 * block + 1], w_plus)
         return image
+
+    def _plus_rgb(self, image: Tensor | None, block: int, x: Tensor, w_plus: Tensor) -> Tensor | None:
+        """The image of the blocks before this one, upsampled, with what its ToRGB makes of its map x."""
+        if image is not None:
+            image = upsample(image, self.taps)
+        rgb = self.rgb[block]
+        if rgb is None:
+            return image
+        added = rgb(x, w_plus[:, 2 * block + 1])
+        return added if image is None else image.add_(added)
 
     @torch.no_grad()
     def backward(self, trace: Trace, grad_feature: Tensor) -> Tensor:

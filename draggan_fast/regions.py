@@ -40,60 +40,96 @@ class Region(NamedTuple):
         """What the ×2 layer needs of the block below to give this region grown by one."""
         return Region((self.origin - 3).div(2, rounding_mode="floor"), math.ceil((self.size + 7) / 2))
 
-    def cells(self, resolution: int) -> tuple[Tensor, Tensor]:
-        """(row-major index of each cell [N, size, size], clamped into the map; whether it lies inside the map)."""
+    def cells(self, resolution: int) -> Cells:
+        """Where the region's cells lie in a map of this resolution."""
         steps = torch.arange(self.size, device=self.origin.device)
-        x, y = self.origin[:, 0, None] + steps, self.origin[:, 1, None] + steps
-        inside = ((x >= 0) & (x < resolution))[:, None, :] & ((y >= 0) & (y < resolution))[:, :, None]
-        last = resolution - 1
-        return y.clamp(0, last)[:, :, None] * resolution + x.clamp(0, last)[:, None, :], inside
+        places = self.origin[:, :, None] + steps  # [N, 2, size]: x, y
+        held = places.clamp(0, resolution - 1)
+        inside = held == places
+        at = held[:, 1, :, None] * resolution + held[:, 0, None, :]
+        return Cells(at, inside[:, 1, :, None] & inside[:, 0, None, :])
+
+
+class Cells(NamedTuple):
+    """at [N, size, size] int64: row-major place of each cell, held inside the map; inside [N, size, size] bool:
+    whether it really lies there."""
+
+    at: Tensor
+    inside: Tensor
+
+    def crop(self, map_: Tensor) -> Tensor:
+        """[1, C, h, w] → [N, C, size, size], zeros outside the map."""
+        rows = map_.permute(0, 2, 3, 1).flatten(0, 2)
+        return (rows[self.at] * self.inside[..., None]).permute(0, 3, 1, 2)
+
+    def crop_adjoint(self, crops: Tensor, like: Tensor) -> Tensor:
+        """The transpose of ``crop``: overlapping crops add up. float32 [1, C, h, w]."""
+        rows = (crops.float() * self.inside[:, None]).permute(0, 2, 3, 1).flatten(0, 2)
+        total = rows.new_zeros(like.shape[2] * like.shape[3], like.shape[1])
+        total.index_add_(0, self.at.flatten(), rows)
+        return total.unflatten(0, (1, *like.shape[2:])).permute(0, 3, 1, 2)
 
 
 def crop(map_: Tensor, region: Region) -> Tensor:
     """[1, C, h, w] → [N, C, size, size], zeros outside the map."""
-    index, inside = region.cells(map_.shape[3])
-    rows = map_.permute(0, 2, 3, 1).flatten(0, 2)
-    return (rows[index] * inside[..., None]).permute(0, 3, 1, 2)
+    return region.cells(map_.shape[3]).crop(map_)
 
 
 def crop_adjoint(crops: Tensor, region: Region, like: Tensor) -> Tensor:
     """The transpose of ``crop``: overlapping crops add up. float32 [1, C, h, w]."""
-    index, inside = region.cells(like.shape[3])
-    rows = (crops.float() * inside[:, None]).permute(0, 2, 3, 1).flatten(0, 2)
-    total = rows.new_zeros(like.shape[2] * like.shape[3], like.shape[1])
-    total.index_add_(0, index.flatten(), rows)
-    return total.unflatten(0, (1, *like.shape[2:])).permute(0, 3, 1, 2)
+    return region.cells(like.shape[3]).crop_adjoint(crops, like)
 
 
-def inner(crops: Tensor, offset: Tensor, size: int) -> Tensor:
-    """[N, C, s, s] → [N, C, size, size] from the cell ``offset`` [N, 2] (x, y) of each crop on."""
-    rows, columns, batch = _inner_cells(offset, size)
-    return crops.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)
+class Window(NamedTuple):
+    """A square inside each of a batch of crops: where its rows, columns and crops are, ready to index with."""
+
+    batch: Tensor  # [N, 1, 1]
+    rows: Tensor  # [N, size, 1]
+    columns: Tensor  # [N, 1, size]
+
+    @classmethod
+    def at(cls, offset: Tensor, size: int) -> Window:
+        """From the cell ``offset`` [N, 2] (x, y) of each crop on."""
+        places = offset[:, :, None] + torch.arange(size, device=offset.device)
+        batch = torch.arange(len(offset), device=offset.device)[:, None, None]
+        return cls(batch, places[:, 1, :, None], places[:, 0, None, :])
+
+    def inner(self, crops: Tensor) -> Tensor:
+        """[N, C, s, s] → [N, C, size, size]: what lies in the window."""
+        return crops.permute(0, 2, 3, 1)[self.batch, self.rows, self.columns].permute(0, 3, 1, 2)
+
+    def inner_adjoint(self, crops: Tensor, size: int) -> Tensor:
+        """The transpose of ``inner``: [N, C, s, s] into zeros [N, C, size, size]."""
+        total = crops.new_zeros(crops.shape[0], size, size, crops.shape[1])
+        total[self.batch, self.rows, self.columns] = crops.permute(0, 2, 3, 1)
+        return total.permute(0, 3, 1, 2)
 
 
-def inner_adjoint(crops: Tensor, offset: Tensor, size: int) -> Tensor:
-    """The transpose of ``inner``: [N, C, s, s] into zeros [N, C, size, size]."""
-    rows, columns, batch = _inner_cells(offset, crops.shape[2])
-    total = crops.new_zeros(crops.shape[0], size, size, crops.shape[1])
-    total[batch, rows, columns] = crops.permute(0, 2, 3, 1)
-    return total.permute(0, 3, 1, 2)
-
-
-def _inner_cells(offset: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    steps = torch.arange(size, device=offset.device)
-    rows, columns = (offset[:, 1, None] + steps)[:, :, None], (offset[:, 0, None] + steps)[:, None, :]
-    return rows, columns, torch.arange(len(offset), device=offset.device)[:, None, None]
-
-
-def inside_of(region: Region, resolution: int) -> Tensor:
-    """[N, 1, size, size] bool: which cells lie inside the picture."""
-    return region.cells(resolution)[1][:, None]
-
-
-def noise_in(synthesis: FrozenSynthesis, layer: FrozenLayer, region: Region) -> Tensor | None:
-    """The layer's noise in the region, [N, size, size]; what stands outside the picture does not matter."""
+def noise_in(synthesis: FrozenSynthesis, layer: FrozenLayer, cells: Cells) -> Tensor | None:
+    """The layer's noise there, [N, size, size]; what stands outside the picture does not matter."""
     noise = synthesis.noise_of(layer)
-    return None if noise is None else noise.flatten()[region.cells(noise.shape[1])[0]]
+    return None if noise is None else noise.flatten()[cells.at]
+
+
+class Place(NamedTuple):
+    """Where a level's crops lie in the picture, looked up once for both directions."""
+
+    noises: tuple[Tensor | None, Tensor | None]  # of the ×2 layer's output, of conv1's output
+    window: Window  # what conv1 reads of the ×2 layer's output
+    read_inside: Tensor  # [N, 1, K + 2, K + 2] bool: what of the window lies inside the picture
+    out_inside: Tensor  # [N, 1, K, K] bool
+
+    @classmethod
+    def of(cls, synthesis: FrozenSynthesis, block: int, low_region: Region, region: Region) -> Place:
+        up, flat = synthesis.layers[2 * block - 1], synthesis.layers[2 * block]
+        resolution, doubled, read = 4 << block, low_region.doubled(), region.grown(1)
+        out = region.cells(resolution)
+        return cls(
+            (noise_in(synthesis, up, doubled.cells(resolution)), noise_in(synthesis, flat, out)),
+            Window.at(read.origin - doubled.origin, read.size),
+            read.cells(resolution).inside[:, None],
+            out.inside[:, None],
+        )
 
 
 class Level(NamedTuple):
@@ -105,12 +141,15 @@ class Level(NamedTuple):
     middle: Tensor  # the ×2 layer's output, unscaled, [N, C', 2m, 2m]; right where conv1 reads it
     out: Tensor  # [N, C, K, K]
     region: Region
+    place: Place
 
 
 class RegionTrace(NamedTuple):
-    """A forward pass on crops: the blocks below as usual, then one level per block."""
+    """A forward pass on crops: the blocks below as usual, then one level per block. entry: where the lowest level's
+    input lies in their last map."""
 
     whole: Trace
+    entry: Cells
     levels: tuple[Level, ...]
 
     @property
@@ -146,8 +185,11 @@ MAX_TAPS = 4  # of the FIR, for which the halo is made
 OVERHEAD = 1.5  # how much dearer a multiply-add is on crops, about: small maps, gathering
 
 
-def first_block(synthesis: FrozenSynthesis, region: Region) -> int | None:
-    """From which block on crops are the least work; None if the whole maps are, or the FIR reaches beyond the halo."""
+def first_block(synthesis: FrozenSynthesis, region: Region, level_cost: float = 0.0) -> int | None:
+    """From which block on crops are the least work; None if the whole maps are, or the FIR reaches beyond the halo.
+
+    level_cost: what each block on crops costs whatever its size, in multiply-adds of a forward pass.
+    """
     if len(synthesis.taps) > MAX_TAPS:
         return None
     whole = [layer.multiply_adds for layer in synthesis.layers]
@@ -157,7 +199,7 @@ def first_block(synthesis: FrozenSynthesis, region: Region) -> int | None:
         low, middle = here.below(), here.grown(1)
         up, flat = synthesis.layers[2 * block - 1], synthesis.layers[2 * block]
         cells = low.size**2 * up.weights + middle.size**2 * flat.weights
-        crops += OVERHEAD * len(region.origin) * cells
+        crops += OVERHEAD * len(region.origin) * cells + level_cost
         total = sum(whole[: 2 * block - 1]) + crops
         if total < cheapest:
             cheapest, first = total, block
@@ -173,12 +215,12 @@ def forward(synthesis: FrozenSynthesis, w_plus: Tensor, region: Region, first: i
     regions = [region]
     for _ in range(first, synthesis.block):
         regions.append(regions[-1].below())
+    entry = regions[-1].below().cells(whole.feature.shape[3])
     levels: list[Level] = []
     for block, target in zip(range(first, synthesis.block + 1), reversed(regions), strict=True):
-        low_region = target.below()
-        low = levels[-1].out if levels else crop(whole.feature, low_region)
-        levels.append(_level(synthesis, block, low_region, low, target, modulation))
-    return RegionTrace(whole, tuple(levels))
+        low = levels[-1].out if levels else entry.crop(whole.feature)
+        levels.append(_level(synthesis, block, target.below(), low, target, modulation))
+    return RegionTrace(whole, entry, tuple(levels))
 
 
 def from_whole(synthesis: FrozenSynthesis, trace: Trace, region: Region, first: int) -> RegionTrace:
@@ -190,9 +232,11 @@ def from_whole(synthesis: FrozenSynthesis, trace: Trace, region: Region, first: 
             crop(trace.maps[2 * block + shift], part)
             for shift, part in ((-1, low_region), (0, low_region.doubled()), (1, region))
         )
-        levels.insert(0, Level(block, low_region, low, middle, out, region))
+        place = Place.of(synthesis, block, low_region, region)
+        levels.insert(0, Level(block, low_region, low, middle, out, region, place))
         region = low_region
-    return RegionTrace(Trace(trace.maps[: 2 * first], trace.modulation), tuple(levels))
+    whole = Trace(trace.maps[: 2 * first], trace.modulation)
+    return RegionTrace(whole, region.cells(whole.feature.shape[3]), tuple(levels))
 
 
 def _level(
@@ -206,13 +250,13 @@ def _level(
     styles, demodulations, _ = modulation.for_batch(len(region.origin))
     first, second = 2 * block - 1, 2 * block
     up, flat = synthesis.layers[first], synthesis.layers[second]
-    resolution, doubled, read = 4 << block, low_region.doubled(), region.grown(1)
+    place = Place.of(synthesis, block, low_region, region)
     middle, scaled_middle = up.forward(
-        scaled(low, styles[first]), demodulations[first], noise_in(synthesis, up, doubled), styles[second]
+        scaled(low, styles[first]), demodulations[first], place.noises[0], styles[second]
     )
-    seen = inner(scaled_middle, read.origin - doubled.origin, read.size) * inside_of(read, resolution)
-    out = flat.forward_valid(seen, demodulations[second], noise_in(synthesis, flat, region))
-    return Level(block, low_region, low, middle, out * inside_of(region, resolution), region)
+    seen = place.window.inner(scaled_middle) * place.read_inside
+    out = flat.forward_valid(seen, demodulations[second], place.noises[1])
+    return Level(block, low_region, low, middle, out * place.out_inside, region, place)
 
 
 def scaled(x: Tensor, style: Tensor) -> Tensor:
@@ -227,8 +271,7 @@ def backward(synthesis: FrozenSynthesis, trace: RegionTrace, grad_feature: Tenso
     grad = channels_last(grad_feature.to(synthesis.precision))
     for level in reversed(trace.levels):
         grad = _level_backward(synthesis, level, grad, modulation, grad_styles)
-    lowest = trace.levels[0]
-    grad = crop_adjoint(grad, lowest.low_region, trace.whole.feature)
+    grad = trace.entry.crop_adjoint(grad, trace.whole.feature)
     return synthesis.backward_from(trace.whole, grad, grad_styles)
 
 
@@ -239,19 +282,16 @@ def _level_backward(
     styles, demodulations, _ = modulation.for_batch(len(grad))
     first, second = 2 * level.block - 1, 2 * level.block
     up, flat = synthesis.layers[first], synthesis.layers[second]
-    resolution, doubled, read = 4 << level.block, level.low_region.doubled(), level.region.grown(1)
+    place = level.place
     grad, grad_demodulation = flat.backward_valid(
-        channels_last(grad * inside_of(level.region, resolution)),
-        level.out,
-        demodulations[second],
-        noise_in(synthesis, flat, level.region),
+        channels_last(grad * place.out_inside), level.out, demodulations[second], place.noises[1]
     )
     grad_styles[second] += flat.style_gradient(
         modulation.styles[second], modulation.demodulations[second], grad_demodulation.sum(dim=0, keepdim=True)
     )
-    grad = inner_adjoint(grad * inside_of(read, resolution), read.origin - doubled.origin, doubled.size)
+    grad = place.window.inner_adjoint(grad * place.read_inside, level.middle.shape[3])
     grad, grad_style, grad_demodulation = up.backward(
-        channels_last(grad), level.middle, demodulations[first], noise_in(synthesis, up, doubled), styles[second]
+        channels_last(grad), level.middle, demodulations[first], place.noises[0], styles[second]
     )
     grad_styles[second] += grad_style.sum(dim=0, keepdim=True)
     grad_styles[first] += up.style_gradient(

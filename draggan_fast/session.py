@@ -36,7 +36,7 @@ from .session_state import (
 )
 from .start_latent import check_start, given_latent, seed_latent
 from .static_step import ADAM_EPS, BETA1, BETA2, reach_of
-from .views import FeatureView
+from .views import FeatureView, beyond
 
 
 class DragSession:
@@ -80,8 +80,6 @@ class DragSession:
                 if w is None
                 else given_latent(model, w)
             )
-            if self._start_config.space == "w" and not torch.equal(self._w0, self._w0[:, :1].expand_as(self._w0)):
-                raise DragError("The rows of the start latent differ: drag it in space 'w_plus', not 'w'.")
             self._owner = object()
             self._state = self._fresh_state(self._start_config)
         self._history = History()
@@ -423,12 +421,14 @@ class DragSession:
         features = self._step_features()
         handles, references = self._track(features.view)
         distances = (state.target_points - handles).norm(dim=-1)
-        done = bool((distances <= config.stop_pixels(height, handles.shape[1])).all())
+        stop = config.stop_pixels(height, handles.shape[1])
+        done = bool((distances <= stop).all())
         changes: dict[str, Any] = {"handle_points": handles, "references": references, "moved": not done}
 
         loss: Tensor | None = None
         if not done:
-            loss, grad_feature = features.view.supervise(handles, state.target_points, config.pixels(config.r1, height))
+            aims = beyond(handles, state.target_points) if stop < 1 else state.target_points
+            loss, grad_feature = features.view.supervise(handles, aims, config.pixels(config.r1, height))
             if self._holds_something():
                 assert state.movable_mask is not None
                 feature = features.view.feature
@@ -498,7 +498,9 @@ class DragSession:
     def _w_plus(self, parameter: Tensor) -> Tensor:
         """The optimised rows, then the start latent's: [1, num_ws, w_dim]."""
         layers = self.config.layers
-        return torch.cat([parameter.expand(-1, layers, -1), self._w0[:, layers:]], dim=1)
+        if self.config.space == "w":  # equal rows stay equal to the bit, others keep their differences
+            parameter = parameter + (self._w0[:, :layers] - self._w0[:, :1])
+        return torch.cat([parameter, self._w0[:, layers:]], dim=1)
 
     def _latent_gradient(self, features: Features, grad_feature: Tensor) -> Tensor:
         """Gradient of the rows of w_plus that change, [1, layers, w_dim]; rows beyond the feature block have none."""

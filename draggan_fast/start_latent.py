@@ -13,6 +13,8 @@ from .errors import DragError
 from .inputs import class_label, is_whole
 from .loading import Model
 
+MAX_W = 1e6  # far beyond any latent (they are of the size of 1), and far below where squares overflow
+
 
 def check_start(
     model: Model, config: DragConfig, noise: str, truncation_psi: float, truncation_cutoff: int | None
@@ -63,4 +65,6 @@ def given_latent(model: Model, w: Tensor | np.ndarray) -> Tensor:
         raise DragError(f"w must have the shape {expected}, not {list(latent.shape)}.")
     if not torch.isfinite(latent).all():
         raise DragError("w holds NaN or infinite values.")
+    if latent.abs().max() > MAX_W:
+        raise DragError(f"w holds values beyond ±{MAX_W:g}: no network draws anything from those.")
     return latent.expand(network.num_ws, -1).clone().unsqueeze(0)

@@ -19,6 +19,7 @@ from . import ops
 from .config import DragConfig
 from .engine import FastEngine, FrozenFeatures
 from .regions import Region, first_block, region_around, region_size
+from .views import beyond
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch's Adam defaults, which the published program uses
 BUCKETS = (1, 4, 16, 64)  # beyond the last one: its multiples
@@ -86,7 +87,8 @@ def first_on_crops(engine: FastEngine, reach: int, bucket: int) -> int | None:
     size = region_size(reach, engine.resolution, engine.size[0])
     if size is None:
         return None
-    return first_block(engine.synthesis, Region(torch.zeros(bucket, 2, dtype=torch.int64), size))
+    anywhere = Region(torch.zeros(bucket, 2, dtype=torch.int64), size)
+    return first_block(engine.synthesis, anywhere, engine.level_cost)
 
 
 @dataclass
@@ -172,7 +174,8 @@ def static_step(engine: FastEngine, plan: StepPlan, b: StepBuffers) -> None:
     distances = (b.target_points - handles).norm(dim=-1)
     arrived = ((distances <= b.stop_distance) | ~b.active).all()
 
-    loss, grad_feature = view.supervise(handles, b.target_points, plan.r1, b.active)
+    aims = torch.where(b.stop_distance < 1, beyond(handles, b.target_points), b.target_points)
+    loss, grad_feature = view.supervise(handles, aims, plan.r1, b.active)
     if b.movable_mask is not None and b.feature0 is not None:
         held, grad_held = ops.mask_loss(view.feature, b.feature0, b.movable_mask, plan.image_size)
         loss = loss + b.lambda_mask * held.sum()
@@ -213,7 +216,9 @@ def static_step(engine: FastEngine, plan: StepPlan, b: StepBuffers) -> None:
 
 def w_plus_of(plan: StepPlan, parameter: Tensor, w0: Tensor) -> Tensor:
     """The optimised rows, then the start latent's: [1, num_ws, w_dim]."""
-    return torch.cat([parameter.expand(-1, plan.rows, -1), w0[:, plan.rows :]], dim=1)
+    if plan.one_row:  # equal rows stay equal to the bit, others keep their differences
+        parameter = parameter + (w0[:, : plan.rows] - w0[:, :1])
+    return torch.cat([parameter, w0[:, plan.rows :]], dim=1)
 
 
 def features_of(engine: FastEngine, plan: StepPlan, w_plus: Tensor, handle_points: Tensor) -> FrozenFeatures:

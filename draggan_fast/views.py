@@ -69,3 +69,12 @@ class FeatureView:
             None if self.origin is None else self.image_size,
         )
         return loss.sum(), grad
+
+
+def beyond(handles: Tensor, targets: Tensor) -> Tensor:
+    """Handles and targets [..., 2] → the targets, one pixel farther from the handles.
+
+    Motion supervision only takes the direction from them, and leaves a handle within a pixel alone: with these it moves
+    all but those that are exactly there.
+    """
+    return targets + torch.nn.functional.normalize(targets - handles, dim=-1)

@@ -27,7 +27,7 @@ from .modulated_conv_triton import Factors, check_map, new_map, store_activated,
 
 EXTRA = ((1, 1), (1, 0), (0, 1), (0, 0))  # rows and columns that the phases have more than the low map
 EVEN = tl.constexpr(16)  # added so that no dividend is negative
-SIZES = ["channels", "h", "w", "noise_stride", "demodulation_stride", "style_stride"]
+SIZES = ["h", "w", "noise_stride", "demodulation_stride", "style_stride"]
 
 
 @triton.jit
@@ -76,6 +76,9 @@ def fir_activate_map(
     even_odd += batch * (h + 1) * w * channels
     odd_even += batch * h * (w + 1) * channels
     odd_odd += batch * h * w * channels
+    x += batch * 4 * h * w * channels
+    scaled += batch * 4 * h * w * channels
+    noise += batch * noise_stride
 
     # Output (2·row + a, 2·column + b) is Σ TAPS[j]·TAPS[i]·whole(2·row + a + j − BEFORE, 2·column + b + i − BEFORE).
     y00 = tl.zeros([BLOCK, BLOCK_C], tl.float32)
@@ -121,8 +124,8 @@ def fir_activate_map(
             z = (y00 if b == 0 else y01) if a == 0 else (y10 if b == 0 else y11)
             z = z * factor + shift
             if NOISE:
-                z += tl.load(noise + batch * noise_stride + pixel, mask=column < w, other=0.0)[:, None]
-            place = batch * 4 * h * w * channels + pixel[:, None] * channels + channel[None, :]
+                z += tl.load(noise + pixel, mask=column < w, other=0.0)[:, None]
+            place = pixel[:, None] * channels + channel[None, :]
             store_activated(z, x, scaled, place, mask, by, gain, clamp, CLAMP, STYLE)
 
 
@@ -130,7 +133,8 @@ def fir_activate_map(
 def store_cells(values, value, batch, row, column, rows, columns, channel, channels):
     """The other way round, into a map [B, rows, columns, C] of any type: what lies outside is not stored."""
     inside = (column < columns) & (row < rows)
-    place = batch * rows * columns * channels + (row * columns + column)[:, None] * channels + channel[None, :]
+    values += batch * rows * columns * channels
+    place = (row * columns + column)[:, None] * channels + channel[None, :]
     tl.store(values + place, value.to(values.dtype.element_ty), mask=inside[:, None] & (channel < channels)[None, :])
 
 
@@ -187,6 +191,7 @@ def fir_activate_map_backward(
         by = tl.load(style + batch * style_stride + channel, mask=present, other=0.0)[None, :]
     grad += batch * 4 * h * w * channels
     x += batch * 4 * h * w * channels
+    noise += batch * noise_stride
 
     # Cell (R, S) of the whole transposed convolution receives Σ TAPS[j]·TAPS[i]·grad_y(R + BEFORE − j, S + BEFORE − i).
     ee = tl.zeros([BLOCK, BLOCK_C], tl.float32)
@@ -218,7 +223,7 @@ def fir_activate_map_backward(
                 style_sum += tl.sum(incoming * value, axis=0)
                 convolved = value / slope - shift
                 if NOISE:
-                    convolved -= tl.load(noise + batch * noise_stride + pixel, mask=inside, other=0.0)[:, None]
+                    convolved -= tl.load(noise + pixel, mask=inside, other=0.0)[:, None]
                 demodulation_sum += tl.sum(grad_z * convolved, axis=0)
         ee += tap_at(COUNT - 1 - r, TAPS, COUNT) * even
         eo += tap_at(COUNT - 1 - r, TAPS, COUNT) * odd

@@ -26,7 +26,8 @@ from ._shared import on_device
 
 SLOPE = tl.constexpr(0.2)  # of the leaky ReLU
 RUN = 4  # tiles that a program of the backward passes goes over
-SIZES = ["channels", "pixels", "noise_stride", "demodulation_stride", "style_stride"]
+# subtle: not among them are the channels: that 16 divides them lets the compiler read and write 16 bytes at a time.
+SIZES = ["pixels", "noise_stride", "demodulation_stride", "style_stride"]
 
 
 @triton.jit
@@ -57,7 +58,7 @@ def store_activated(z, x, scaled, place, mask, style, gain, clamp, CLAMP: tl.con
     value = activated(z, gain, clamp, CLAMP)
     tl.store(x + place, value.to(x.dtype.element_ty), mask=mask)
     if STYLE:
-        tl.store(scaled + place, (value * style).to(scaled.dtype.element_ty), mask=mask)
+        tl.store(scaled + place, (value * style).to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -87,16 +88,17 @@ def activate_map(
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     present = channel < channels
     mask = (pixel < pixels)[:, None] & present[None, :]
-    place = batch * pixels * channels + pixel[:, None] * channels + channel[None, :]
+    place = pixel[:, None] * channels + channel[None, :]
+    start = batch * pixels * channels
     factor = tl.load(demodulation + batch * demodulation_stride + channel, mask=present, other=0.0)[None, :]
-    z = tl.load(y + place, mask=mask, other=0.0).to(tl.float32) * factor
+    z = tl.load(y + start + place, mask=mask, other=0.0).to(tl.float32) * factor
     z += tl.load(bias + channel, mask=present, other=0.0)[None, :]
     if NOISE:
         z += tl.load(noise + batch * noise_stride + pixel, mask=pixel < pixels, other=0.0)[:, None]
     by = factor
     if STYLE:
         by = tl.load(style + batch * style_stride + channel, mask=present, other=0.0)[None, :]
-    store_activated(z, x, scaled, place, mask, by, gain, clamp, CLAMP, STYLE)
+    store_activated(z, x + start, scaled + start, place, mask, by, gain, clamp, CLAMP, STYLE)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "parts"])
@@ -132,12 +134,15 @@ def activate_map_backward(
     by = factor
     if STYLE:
         by = tl.load(style + batch * style_stride + channel, mask=present, other=0.0)[None, :]
+    grad += batch * pixels * channels
+    x += batch * pixels * channels
+    grad_y += batch * pixels * channels
     style_sum = tl.zeros([BLOCK_C], tl.float32)
     demodulation_sum = tl.zeros([BLOCK_C], tl.float32)
     for tile in range(0, RUN):
         pixel = (tl.program_id(0) * RUN + tile) * BLOCK + tl.arange(0, BLOCK)
         mask = (pixel < pixels)[:, None] & present[None, :]
-        place = batch * pixels * channels + pixel[:, None] * channels + channel[None, :]
+        place = pixel[:, None] * channels + channel[None, :]
         incoming = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
         value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
         style_sum += tl.sum(incoming * value, axis=0)
@@ -152,7 +157,7 @@ def activate_map_backward(
     tl.store(at + channels, demodulation_sum, mask=present)
 
 
-@triton.jit(do_not_specialize=["channels", "demodulation_stride", "parts"])
+@triton.jit(do_not_specialize=["demodulation_stride", "parts"])
 def modulation_sums(
     partials,
     demodulation,

@@ -177,6 +177,15 @@ def test_doctor(capsys):
     assert "point_tracking" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "value"), [("DRAGGAN_FAST_BACKEND", "nope"), ("DRAGGAN_FAST_COMPILE", "perhaps")])
+def test_doctor_reports_what_is_asked_for_wrongly(monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert value in printed
+    assert "embedded model" in printed
+
+
 def test_help_needs_no_torch():
     code = "import sys; from draggan_fast.cli import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

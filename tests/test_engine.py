@@ -1,7 +1,9 @@
 """The fast engine against the reference in float64: features, gradients, regions, pictures, whole drags."""
 
+import copy
 import dataclasses
 import gc
+import types
 import weakref
 
 import numpy as np
@@ -128,6 +130,30 @@ def test_crops_are_chosen_when_they_are_less_work(nvlabs):
     assert regions.first_block(synthesis, few) is not None
     assert regions.first_block(synthesis, many) is None
     assert regions.region_around(torch.full((1, 2), 10.0), 40, 16, 64) is None
+
+
+def test_a_gpu_that_launches_no_faster_than_it_computes_computes_the_whole(monkeypatch):
+    """Config-f widths, one point at 1024²: the larger the GPU, the fewer blocks on crops."""
+    cuda, chosen = torch.device("cuda"), {}
+    network = dg.GeneratorConfig(128, 512, 512, (512, 512, 512, 512, 512, 256), (512,) * 8)
+    with torch.device("meta"):
+        synthesis = FrozenSynthesis(dg.Generator(network), 5, torch.bfloat16)
+    region = regions.region_around(torch.full((1, 2), 500.0), 33, 128, 1024)
+    gpus = {
+        "3050": (20, 8, 6),
+        "3090": (82, 8, 6),
+        "A100": (108, 8, 0),
+        "H200": (132, 9, 0),
+        "eight of them": (1056, 9, 0),
+    }
+    for name, (count, major, minor) in gpus.items():
+        properties = types.SimpleNamespace(multi_processor_count=count, major=major, minor=minor)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        cost = engine.level_cost(cuda, torch.bfloat16)
+        chosen[name] = regions.first_block(synthesis, region, cost)
+        assert 0 < engine.level_cost(cuda, torch.float32) <= cost
+    assert chosen == {"3050": 2, "3090": 3, "A100": 4, "H200": 4, "eight of them": None}
+    assert engine.level_cost(CPU, torch.float32) == 0
 
 
 def dragged(model, engine, mask=False, **changes):
@@ -280,14 +306,31 @@ def test_a_session_from_a_gpu_in_float16_goes_on_here(small, tmp_path, monkeypat
 
 
 def test_low_precision_arrives_too(monkeypatch):
-    """Drags of the embedded model arrive in bf16 as they do in float32 (fifty are in ``draggan-fast eval``), and one in
-    float16, which takes its time on a CPU."""
+    """Drags of the embedded model arrive in bf16 as they do in float32 (fifty are in ``draggan-fast eval``), and a
+    short one in float16, which takes its time on a CPU."""
     monkeypatch.setattr(engine, "refusal", lambda precision, device: None)
     config = {"fp32": [], "bf16": [], "fp16": []}
     for precision, arrived in config.items():
         model = dataclasses.replace(dg.load("toy-animals", device="cpu"), precision=precision)
         for seed in range(1 if precision == "fp16" else 3):
             session = dg.DragSession(model, seed=seed)
-            session.set_points([(64, 74)], [(72, 70)])
+            session.set_points([(64, 74)], [(66, 73) if precision == "fp16" else (72, 70)])
             arrived.append(session.run(max_steps=120).done)
     assert config == {"fp32": [True] * 3, "bf16": [True] * 3, "fp16": [True]}
+
+
+def test_packed_weights_are_those_of_now(small):
+    """What was packed before somebody wrote to the weights, or for settings of long ago, is not kept."""
+    network = copy.deepcopy(small.generator)
+
+    def packed(block):
+        return make_engine(network, CPU, block, "const", "fast", "fp32").synthesis
+
+    first = packed(3)
+    assert packed(3) is first
+    with torch.no_grad():
+        network.synthesis.const.mul_(2)
+    assert packed(3) is not first
+    packed(2)
+    packed(1)
+    assert len(engine._frozen[network]) == engine.KEPT

@@ -74,7 +74,7 @@ ALLOWED = {
     "session_file": {"atomic", "config", "engine", "inputs", "loading", "session", "session_state"},
     "session_state": {"config"},
     "start_latent": {"config", "inputs", "loading"},
-    "static_step": {"config", "engine", "ops", "regions"},
+    "static_step": {"config", "engine", "ops", "regions", "views"},
     "synthesis_ops": {"kernels", "ops"},
     "version": set(),
     "views": {"ops"},

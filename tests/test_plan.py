@@ -102,10 +102,17 @@ def test_every_mode_is_planned():
     ]
 
 
-@pytest.mark.parametrize("mode", [planning.Mode("published", "half", True), planning.Mode("fast", "none", False)])
-def test_a_fresh_process_needs_what_was_predicted(mode):
-    _, network, config, _ = plan_command.subject("toy-animals", None)
-    found = probe(mode.engine, "toy-animals", mask=mode.mask, picture=mode.picture, threads=1)
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [
+        (planning.Mode("published", "half", True), None),
+        (planning.Mode("fast", "none", False), None),
+        (planning.Mode("fast", "none", True), 256),
+    ],
+)
+def test_a_fresh_process_needs_what_was_predicted(mode, size):
+    name, network, config, _ = plan_command.subject(None, size)
+    found = probe(mode.engine, name, mask=mode.mask, picture=mode.picture, threads=1)
     if found["peak_mb"] is None:
         pytest.skip("this system does not tell a process's peak memory")
     prediction = planning.predict(network, config, 1, mode, "cpu", int(found["baseline_mb"] * MB))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import draggan_fast as dg
 from draggan_fast import session_file
+from draggan_fast.views import beyond
 
 HANDLES, TARGETS = [(20, 30), (40, 41)], [(30, 30), (40, 50)]
 
@@ -98,6 +99,18 @@ def test_space_w_keeps_its_rows_equal(small):
     assert not torch.equal(rows[0], session.w_plus[6])
 
 
+def test_space_w_moves_rows_that_differ_alike(small):
+    """A drag goes on from what an earlier one, a truncation cutoff or style mixing has left."""
+    w = torch.arange(10.0)[:, None] * 0.01 + torch.ones(10, 512)
+    session = dg.DragSession(small, w=w, config=small.drag_config(lr=2e-2, space="w"))
+    session.set_points(HANDLES, TARGETS)
+    session.step()
+    change = session.w_plus - session.w0
+    assert change[0].abs().amax() > 0
+    assert torch.allclose(change[:6], change[:1].expand(6, -1), atol=1e-6)
+    assert not change[6:].any()
+
+
 def test_points_snap_to_pixels(small):
     session = dg.DragSession(small, seed=0)
     session.set_points([(10.4, -0.2), (63.49, 5.5)], [(1, 1), (2, 2)])
@@ -126,6 +139,27 @@ def test_an_all_movable_mask_is_no_mask(small):
     plain.step()
     masked.step()
     assert torch.equal(plain.w_plus, masked.w_plus)
+
+
+def test_below_one_pixel_a_handle_goes_on_to_its_target():
+    """It stands one pixel off: done by the published rule, moved on by the stricter one."""
+    toy = dg.load("toy-animals", device="cpu")
+    loose, strict = (dg.DragSession(toy, seed=3, config=toy.drag_config(stop_distance=s)) for s in (1, 0.5))
+    for session in (loose, strict):
+        session.set_points([(64, 74)], [(65, 74)])
+    assert loose.run(max_steps=60).index == 0
+    assert np.array_equal(loose.w_plus, loose.w0)
+    result = strict.run(max_steps=60)
+    assert result.done
+    assert result.index > 0
+    assert strict.handle_points.tolist() == [[65, 74]]
+
+
+def test_beyond_is_one_pixel_farther():
+    handles = torch.tensor([[[0.0, 0.0], [5.0, 5.0], [1.0, 1.0]]])
+    targets = torch.tensor([[[3.0, 4.0], [5.0, 5.0], [1.0, 0.0]]])
+    expected = torch.tensor([[[3.6, 4.8], [5.0, 5.0], [1.0, -1.0]]])
+    assert torch.allclose(beyond(handles, targets), expected)
 
 
 def test_done_when_within_the_stop_distance(small):
@@ -471,16 +505,9 @@ def test_a_step_that_is_not_finite_is_taken_back(small):
         ({"seed": 0, "noise": "random"}, "noise"),
         ({"w": np.zeros((3, 512))}, "w must have the shape"),
         ({"w": np.full(512, np.inf)}, "NaN or infinite"),
+        ({"w": np.full(512, 1e19)}, "beyond"),
         ({"seed": 0, "config": dg.DragConfig(feature_block=5)}, "feature_block 5 does not exist"),
         ({"seed": 0, "config": dg.DragConfig(feature_block=4, layers=11)}, "layers is 11"),
-        (
-            {"w": np.arange(5120.0).reshape(10, 512), "config": dg.DragConfig(feature_block=4, space="w")},
-            "rows of the start latent differ",
-        ),
-        (
-            {"seed": 0, "truncation_cutoff": 3, "config": dg.DragConfig(feature_block=4, space="w")},
-            "rows of the start latent differ",
-        ),
         ({"seed": 0, "truncation_cutoff": 2.5}, "truncation_cutoff"),
         ({"seed": 0, "truncation_cutoff": -1}, "truncation_cutoff"),
         ({"seed": 0, "truncation_psi": "a"}, "truncation_psi"),
@@ -505,7 +532,7 @@ def test_start_from_a_latent(small, form):
 @pytest.mark.parametrize(
     "change",
     [{"lr": 0}, {"lr": "fast"}, {"lr": float("inf")}, {"r1": -1}, {"feature_block": 2.0}, {"layers": 0},
-     {"space": "z"}, {"stop_distance": 0.5}, {"stop_distance": "soon"}, {"max_steps": True},
+     {"space": "z"}, {"stop_distance": 0}, {"stop_distance": "soon"}, {"max_steps": True},
      {"r1": 1e300}, {"r2": 1e6}, {"lr": 10**400}, {"layers": np.nan}],
 )  # fmt: skip
 def test_bad_settings(change):
@@ -518,6 +545,8 @@ def test_presets():
     assert (published.lr, paper.lr) == (1e-3, 2e-3)
     assert [published.stop_pixels(h, 1) for h in (256, 512, 1024)] == [2, 2, 4]
     assert (paper.stop_pixels(512, 5), paper.stop_pixels(512, 6)) == (1, 2)
+    exact = dg.DragConfig(stop_distance=0.5)
+    assert (exact.stop_pixels(128, 1), exact.stop_pixels(128, 2)) == (0.5, 1)
     assert [published.pixels(3, h) for h in (64, 256, 512, 1024)] == [1, 2, 3, 6]
 
 

@@ -74,7 +74,7 @@ def measured(model, case: Case) -> Iterator[dict]:
     device = model.device
     first_block = static_step.first_block
     if way == "whole":
-        static_step.first_block = lambda synthesis, region: None
+        static_step.first_block = lambda *_: None
     try:
         session = new_session(model, precision, points, mask)
         session.step()

@@ -339,6 +339,21 @@ def brow_ends(p: dict[str, Tensor], side: Tensor | float) -> tuple[tuple, tuple]
     return (x - 0.15, y - 0.15 * p["brow_tilt"]), (x + 0.17, y + 0.17 * p["brow_tilt"] - 0.035)
 
 
+def _on_front(head: _Ellipsoids, rotation: list[list[Tensor]], lx: Tensor, ly: Tensor) -> tuple[Tensor, Tensor]:
+    """The view points whose front surface carries local (lx, ly): project, look up the depth, repeat."""
+    vx, vy, _ = to_view(rotation, (lx, ly, 0.75 * torch.ones_like(lx)))
+    for _ in range(6):
+        found = front_surface(head, rotation, vx, vy)
+        vx, vy, _ = to_view(rotation, (lx, ly, found.local[2]))
+    return vx, vy
+
+
+def _in_picture(p: dict[str, Tensor], view: Tensor) -> Tensor:
+    """View points [B, K, 2] in the picture frame."""
+    offset = torch.cat([p["position_x"], p["position_y"]], dim=1).reshape(-1, 1, 2)
+    return view * p["scale"].reshape(-1, 1, 1) + offset
+
+
 def _landmarks(p: dict[str, Tensor], head: _Ellipsoids, rotation: list[list[Tensor]], ears: list[Ear]) -> Tensor:
     """Landmarks in the picture frame, [B, 21, 2], x right and y up."""
     zero = torch.zeros_like(p["yaw"])
@@ -358,11 +373,7 @@ def _landmarks(p: dict[str, Tensor], head: _Ellipsoids, rotation: list[list[Tens
     ]  # fmt: skip
     lx = torch.cat([a for a, _ in on_face], dim=3)
     ly = torch.cat([b for _, b in on_face], dim=3)
-    # Solve for the view point whose front surface carries (lx, ly): project, look up the depth, repeat.
-    vx, vy, _ = to_view(rotation, (lx, ly, 0.75 * torch.ones_like(lx)))
-    for _ in range(6):
-        found = front_surface(head, rotation, vx, vy)
-        vx, vy, _ = to_view(rotation, (lx, ly, found.local[2]))
+    vx, vy = _on_front(head, rotation, lx, ly)
     at = list(torch.unbind(torch.cat([vx, vy], dim=1).reshape(-1, 2, len(on_face)), dim=2))
     centre, radii = nose_shape(p)
     nose = to_view(rotation, (zero, zero + centre[1], centre[2] + radii[2]))
@@ -374,9 +385,7 @@ def _landmarks(p: dict[str, Tensor], head: _Ellipsoids, rotation: list[list[Tens
         tips.append((ear.tip[0] + dx * reach, ear.tip[1] + dy * reach))
     extra = [torch.cat([q[0], q[1]], dim=1).reshape(-1, 2) for q in (nose, *tips, top)]
     order = [*at[:6], extra[0], *at[6:11], extra[1], extra[2], *at[11:15], extra[3], *at[15:]]
-    scale = p["scale"].reshape(-1, 1, 1)
-    offset = torch.cat([p["position_x"], p["position_y"]], dim=1).reshape(-1, 1, 2)
-    return torch.stack(order, dim=1) * scale + offset
+    return _in_picture(p, torch.stack(order, dim=1))
 
 
 class Geometry(NamedTuple):
@@ -388,6 +397,12 @@ class Geometry(NamedTuple):
     head: _Ellipsoids
     ears: list[Ear]
     landmarks: Tensor  # [B, 21, 2], picture frame
+
+
+def places_shown(g: Geometry, local: Tensor) -> Tensor:
+    """Where places on the front of the heads are seen: local x and y [B, K, 2] → picture frame [B, K, 2]."""
+    lx, ly = (local[:, None, None, :, axis] for axis in (0, 1))
+    return _in_picture(g.p, torch.cat(_on_front(g.head, g.rotation, lx, ly), dim=1).squeeze(2).transpose(1, 2))
 
 
 def geometry(latent: Tensor) -> Geometry:

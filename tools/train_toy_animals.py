@@ -11,6 +11,8 @@ mapping    the mapping network learns to tell the scene's description (poses, si
 coarse     supervised distillation at half the resolution, the upper block still idle
 full       supervised distillation at the full resolution
 finish     supervised losses, feature matching and a patch discriminator, weighed by gradient norms
+drag       styles listen only where w varies, and the tracked features get channels that tell the places of a head
+           apart; the pictures stay as they are
 =========  =========================================================================================
 
 ``--stage all`` runs them in turn and shares ``--minutes`` out; any one can be run alone.  Progress is kept in
@@ -32,6 +34,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +49,23 @@ import toy_animals
 from toy_training.losses import Adversary, Discriminator, supervised_loss
 from toy_training.optimisers import Muon, adam, adam_groups
 from toy_training.pool import HELD_OUT, MAP_SIZE, Pool
+from toy_training.subspace import principal, restrict
+from toy_training.tracking import PairsOfAnimals, tracking_loss
+from toy_training.tracking_channels import TrackingChannels, widened
 
 from draggan_fast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from draggan_fast.generator import Generator, GeneratorConfig, normalize_second_moment, upsample
 
-STAGES = ("mapping", "coarse", "full", "finish")
-SHARES = {"mapping": 0.03, "coarse": 0.22, "full": 0.27, "finish": 0.48}  # of --minutes
+STAGES = ("mapping", "coarse", "full", "finish", "drag")
+SHARES = {"mapping": 0.03, "coarse": 0.18, "full": 0.22, "finish": 0.4, "drag": 0.17}  # of --minutes
 SCENE_BATCH = 768  # latents a step whose scene is learned without a picture: the mapping network is slow
 EMA_HALF_LIFE = {"coarse": 500.0, "full": 500.0, "finish": 2000.0}  # pictures
 MAPS_WEIGHT, SCENE_WEIGHT = 0.1, 2.0  # of the auxiliary losses
+TRACKED_BLOCK, TRACKING_CHANNELS = 4, 16
 MUON_LR = 0.03
 ADAM_LR = 4e-3
-# Measured with toy_training/drags.py, see the model card.
-DRAG = {"feature_block": 4, "lr": 3e-2, "r1": 3, "r2": 12, "layers": 4, "stop_distance": 1}
+# Measured with ``draggan-fast eval drags --set``, see the model card.
+DRAG = {"feature_block": TRACKED_BLOCK, "lr": 3e-2, "r1": 3, "r2": 12, "layers": 7, "space": "w", "stop_distance": 0.5}
 
 
 def generator_config(size: int) -> GeneratorConfig:
@@ -101,6 +108,7 @@ class Trainer:
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.pool = Pool(Path(args.pool_dir or self.run / "pool"), self.size, args.pool, args.seed)
         self.record: dict[str, dict[str, float]] = {}  # stage → pictures and minutes done
+        self.earlier: dict[str, dict[str, float]] = {}  # those of the run whose weights this one starts from
         self.stage = ""
         self.optimisers: list[torch.optim.Optimizer] = []
         self.pending: list[dict[str, Any]] = []  # optimiser states of a resumed stage
@@ -112,7 +120,10 @@ class Trainer:
         if (self.run / "state.pt").exists():
             self._load()
         elif args.resume_from:
-            tensors = load_checkpoint(args.resume_from).tensors
+            found = load_checkpoint(args.resume_from)
+            tensors, self.earlier = found.tensors, found.metadata.get("training", {}).get("stages", {})
+            if found.config != self.config:
+                self._adopt(Generator(found.config).to(self.device, memory_format=torch.channels_last))
             for network in (self.generator, self.ema):
                 network.load_state_dict(tensors)
 
@@ -120,7 +131,8 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "size": self.size, "stage": self.stage, "record": self.record, "order": self.order,
+            "size": self.size, "channels": list(self.config.channels),
+            "stage": self.stage, "record": self.record, "earlier": self.earlier, "order": self.order,
             "generator": self.generator.state_dict(), "ema": self.ema.state_dict(),
             "discriminator": self.discriminator.state_dict(), "heads": self.heads.state_dict(),
             "optimisers": [o.state_dict() for o in self.optimisers],
@@ -137,9 +149,13 @@ class Trainer:
         state = torch.load(self.run / "state.pt", map_location=self.device, weights_only=True)
         if state["size"] != self.size:
             raise SystemExit(f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}.")
+        if tuple(state["channels"]) != self.config.channels:
+            config = replace(self.config, channels=tuple(state["channels"]))
+            self._adopt(Generator(config).to(self.device, memory_format=torch.channels_last))
         for name in ("generator", "ema", "discriminator", "heads"):
             getattr(self, name).load_state_dict(state[name])
-        self.record, self.stage, self.order = state["record"], state["stage"], state["order"].cpu()
+        self.record, self.earlier, self.stage = state["record"], state["earlier"], state["stage"]
+        self.order = state["order"].cpu()
         self.pending = state["optimisers"]
         self.draw.set_state(state["draw"].cpu())
         torch.set_rng_state(state["rng"].cpu())
@@ -163,8 +179,13 @@ class Trainer:
                 rgb = block.to_rgb(x, ws[:, 2 * index + 1])
                 image = rgb if image is None else upsample(image, self.config.resample_filter) + rgb
             assert image is not None
-            parts = [self.heads[f"block{b}"](F.adaptive_avg_pool2d(outputs[b], MAP_SIZE)) for b in (3, 4)]
+            parts = [self._parts(f"block{b}", outputs[b]) for b in (3, 4)]
         return image.float(), [p.float() for p in parts]
+
+    def _parts(self, name: str, feature: Tensor) -> Tensor:
+        """Part maps read from a block's feature, without the channels that the stage drag adds."""
+        head = self.heads[name]
+        return head(F.adaptive_avg_pool2d(feature[:, : head.in_channels], MAP_SIZE))
 
     # -- bookkeeping of a stage
 
@@ -315,6 +336,47 @@ class Trainer:
                 self.milestone(f"{stage}-{int(done['pictures']):06d}", size)
         self.milestone(f"{stage}-end", size)
 
+    def train_drag(self, minutes: float) -> None:
+        """Stage drag: the averaged network's styles restricted, and channels to track by added to its features.
+
+        Nothing that a picture is made of is trained here.
+        """
+        if self.config.channels == generator_config(self.size).channels:
+            self._adopt(widened(self.ema, TRACKED_BLOCK, TRACKING_CHANNELS))
+            subspace = principal(self.ema, self.args.seed)
+            restrict(self.ema, *subspace)
+        extra = TrackingChannels(self.ema, TRACKED_BLOCK, TRACKING_CHANNELS).to(self.device)
+        done = self._start("drag", [adam(adam_groups(extra, set()), 1e-2, (0.9, 0.99))])
+        animals = PairsOfAnimals(self.size, self.draw, self.device)
+        mapping, since, losses = self.ema.mapping, time.time(), []
+        while (progress := self._progress(done, minutes)) < 1.0:
+            began = time.time()
+            self._schedule(progress, done, hold=0.4)
+            pairs = animals.draw_pairs(self.args.batch // 2)
+            ws = mapping.w_avg.lerp(mapping(pairs.latents), pairs.psi[:, :, None])
+            loss = tracking_loss(extra(self.ema, ws), pairs.points, self.size)
+            self.optimisers[0].zero_grad()
+            loss.backward()
+            self.optimisers[0].step()
+            losses.append(loss.item())
+            done["pictures"] += self.args.batch
+            done["minutes"] += (time.time() - began) / 60
+            if len(losses) == 25:
+                self.log(stage="drag", pictures=done["pictures"], tracking=round(sum(losses) / 25, 5),
+                         progress=round(progress, 4), wall=round(time.time() - since, 1))  # fmt: skip
+                losses = []
+            if time.time() - self.saved_at > self.args.save_minutes * 60:
+                extra.write_into(self.ema)
+                self.save()
+        extra.write_into(self.ema)
+        self.generator.load_state_dict(self.ema.state_dict())
+        self.milestone("drag-end", self.size)
+
+    def _adopt(self, network: Generator) -> None:
+        """Goes on with a network of another width."""
+        self.config, self.ema = network.config, network.requires_grad_(False)
+        self.generator = copy.deepcopy(network)
+
     # -- looking at it
 
     @torch.no_grad()
@@ -372,7 +434,8 @@ class Trainer:
         self.ema.mapping.w_avg.copy_(self.ema.mapping.w(z).mean(dim=0))
         quality = self.evaluate(self.size, HELD_OUT)
         stages = {
-            k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)} for k, v in self.record.items()
+            k: {"pictures": int(v["pictures"]), "minutes": round(v["minutes"], 1)}
+            for k, v in (self.earlier | self.record).items()
         }
         metadata = {
             "name": "toy-animals",
@@ -419,6 +482,8 @@ def main() -> None:
         elif stage != "none" and not trainer.finished(stage, minutes):
             if stage == "mapping":
                 trainer.train_mapping(minutes)
+            elif stage == "drag":
+                trainer.train_drag(minutes)
             else:
                 trainer.train_pictures(stage, minutes)
     if args.evaluate:
