@@ -79,6 +79,12 @@ class Viewer:
         self._frame_came.clear()
         await asyncio.wait_for(self._frame_came.wait(), PATIENCE)
 
+    async def settled(self, seconds: float) -> None:
+        """Until the last target sent is seen in a frame, but no longer."""
+        deadline = time.perf_counter() + seconds
+        while self._sent and time.perf_counter() < deadline:
+            await asyncio.sleep(0.01)
+
     def forget(self) -> None:
         """Measurements begin anew."""
         self.arrived.clear()

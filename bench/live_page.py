@@ -152,6 +152,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "precision": session["precision"], "size": arguments.size, "seconds": arguments.seconds,
                 "moves_per_second": MOVES_PER_SECOND, "view": live.element("element.view"), "fps": arguments.fps,
                 "threads": arguments.threads, "browser": chromium.version,
+                "priority": os.getpriority(os.PRIO_PROCESS, 0),  # of the server and the browser too
                 "load_average_before": round(load, 2), "load_average_after": round(os.getloadavg()[0], 2),
             },
             "rows": rows,

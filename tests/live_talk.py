@@ -63,10 +63,14 @@ class Talk:
         return messages
 
     def ask(self, kind, **fields):
-        """(answer, the other messages) of a message, after one round of turns."""
+        """(answer, the other messages) of a message, after the turns that it takes."""
         self._id += 1
+        before = self.live
         self.say(kind, id=self._id, **fields)
         self.hub.turns()
+        for live in (before, self.live):
+            while live is not None and live.commands:  # on a busy machine a turn may be over before it has begun
+                self.hub.turns()
         messages = self.hear()
         answers = [m for m in messages if m["type"] in ("ok", "error") and m.get("id") == self._id]
         assert len(answers) == 1, messages

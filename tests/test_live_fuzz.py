@@ -1,56 +1,86 @@
 """Any message at all, ten thousand times: each is answered once, what is refused changes nothing."""
 
 import json
+import random
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.live_talk import POINTS, Talk, make_hub
 
-numbers = st.one_of(st.integers(-5, 40), st.floats(-5, 40), st.just(1e300), st.just(2**64))
-point = st.lists(numbers, min_size=2, max_size=2)
-good_points = st.lists(st.tuples(st.integers(0, 31), st.integers(0, 31)).map(list), min_size=1, max_size=3)
-junk = st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=5), st.lists(numbers, max_size=2))
-stroke = st.fixed_dictionaries(
-    {"points": st.lists(point, min_size=1, max_size=3), "radius": st.floats(0.5, 9), "movable": st.booleans()}
-)
+
+def number(rng):
+    return rng.choice((rng.randint(-5, 40), rng.uniform(-5, 40), 1e300, 2**64))
+
+
+def junk(rng):
+    return rng.choice((None, True, number(rng), "é" * rng.randrange(5), [number(rng)], [], {}, {"x": [[]]}))
+
+
+def good_points(rng):
+    return [[rng.randint(0, 31), rng.randint(0, 31)] for _ in range(rng.randint(1, 3))]
+
+
+def strokes(rng):
+    def stroke():
+        line = [[number(rng), number(rng)] for _ in range(rng.randint(1, 3))]
+        return {"points": line, "radius": rng.uniform(0, 9), "movable": rng.random() < 0.7}
+
+    return [stroke() for _ in range(rng.randint(1, 3))]
+
+
 FIELDS = {
-    "create": {"seed": st.integers(-1, 9), "truncation_psi": st.floats(0, 1), "label": st.integers(0, 2)},
+    "create": {
+        "seed": lambda rng: rng.randint(-1, 9), "truncation_psi": random.Random.random,
+        "label": lambda rng: rng.randint(0, 2),
+    },
     "points": {"handles": good_points, "targets": good_points},
-    "targets": {"targets": good_points, "stamp": st.integers(0, 9)},
-    "start": {"steps": st.integers(1, 9), "live": st.booleans()},
+    "targets": {"targets": good_points, "stamp": lambda rng: rng.randint(0, 9)},
+    "start": {"steps": lambda rng: rng.randint(1, 9), "live": lambda rng: rng.random() < 0.5},
     "pause": {},
-    "step": {"count": st.integers(0, 4)},
+    "step": {"count": lambda rng: rng.randint(0, 4)},
     "undo": {},
     "redo": {},
     "reset": {},
-    "scrub": {"index": st.integers(0, 6)},
-    "mask": {"strokes": st.lists(stroke, min_size=1, max_size=3), "base": st.sampled_from(["fixed", "present"])},
-    "settings": {"lr": st.floats(-0.1, 1), "r1": numbers, "stop_distance": st.sampled_from([1, 2, "paper", "x"])},
-    "view": {"fps": st.floats(0, 70), "quality": st.integers(1, 100), "preview": st.sampled_from(["auto", "always"])},
-    "ack": {"frame": st.integers(0, 30)},
-    "ping": {"stamp": st.integers(0, 9)},
-    "hello": {"version": st.integers(0, 2)},
+    "scrub": {"index": lambda rng: rng.randint(0, 6)},
+    "mask": {"strokes": strokes, "base": lambda rng: rng.choice(("fixed", "movable", "present"))},
+    "settings": {
+        "lr": lambda rng: rng.uniform(-0.1, 1), "r1": number,
+        "stop_distance": lambda rng: rng.choice((1, 2, "paper", "x")),
+    },
+    "view": {
+        "fps": lambda rng: rng.uniform(0, 70), "quality": lambda rng: rng.randint(0, 100),
+        "preview": lambda rng: rng.choice(("auto", "always")),
+    },
+    "ack": {"frame": lambda rng: rng.randint(0, 30)},
+    "ping": {"stamp": lambda rng: rng.randint(0, 9)},
+    "hello": {"version": lambda rng: rng.randint(0, 2)},
 }  # fmt: skip
 
 
-@st.composite
-def messages(draw):
+def message(seed):
     """Mostly sensible messages, some with fields left out, replaced or added; some no messages at all."""
-    kind = draw(st.sampled_from([*FIELDS, "junk", "binary"]))
+    rng = random.Random(seed)
+    kind = rng.choice([*FIELDS, "junk", "binary"])
     if kind == "junk":
-        return draw(st.text(max_size=30))
+        return "".join(
+            chr(rng.choice((rng.randrange(32, 127), rng.randrange(0x250)))) for _ in range(rng.randrange(30))
+        )
     if kind == "binary":
-        return draw(st.binary(max_size=40) | st.binary(max_size=30).map(lambda data: b"\x01\x02\0\0\0\0\0\0" + data))
-    message = {"type": kind}
-    for name, values in FIELDS[kind].items():
-        if draw(st.integers(0, 9)):
-            message[name] = draw(values)
-    if not draw(st.integers(0, 9)):
-        message[draw(st.sampled_from([*message, "extra", "type"]))] = draw(junk)
-    return json.dumps(message)
+        header = bytes((1, rng.randrange(4), 0, 0, 0, 0, 0, 0)) if rng.random() < 0.5 else b""
+        return header + rng.randbytes(rng.randrange(40))
+    found = {"type": kind}
+    for name, make in FIELDS[kind].items():
+        if rng.random() < 0.9:
+            found[name] = make(rng)
+    if rng.random() < 0.1:
+        found[rng.choice([*found, "extra", "type"])] = junk(rng)
+    return json.dumps(found)
 
 
+# Drawn by its seed: hypothesis leaves out and exchanges whole messages when it looks for a smaller example, and drawing
+# every field of ten thousand messages would take most of the test's time.
+messages = st.integers(0, 2**32 - 1).map(message)
 HUB = make_hub(sessions=2)
 
 
@@ -65,8 +95,8 @@ def test_no_message_breaks_a_session():
     """Every message is answered once, the refused ones change nothing, and in the end the picture can be dragged."""
     counted = 0
 
-    @settings(max_examples=260, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(messages(), min_size=40, max_size=60))
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(messages, min_size=50, max_size=70))
     def converse(script):
         nonlocal counted
         counted += len(script)

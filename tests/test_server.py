@@ -180,7 +180,7 @@ def test_a_server_ends_at_once_in_the_middle_of_a_drag():
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(messages(), min_size=25, max_size=35))
+@given(st.lists(messages, min_size=25, max_size=35))
 def test_no_message_breaks_the_server(port, script):
     with Client(port) as client:
         client.create(seed=2)

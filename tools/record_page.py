@@ -76,6 +76,7 @@ def record(live: LivePage) -> Recording:
             session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
 
     session.on("Page.screencastFrame", shot)
+    recording.shots.append((time.time(), live.page.screenshot(type="jpeg", quality=90)))  # of what does not move yet
     session.send("Page.startScreencast", {"format": "jpeg", "quality": 90, "everyNthFrame": EVERY_NTH})
     (left, top), (right, bottom) = live.at((0, 0)), live.at((100, 100))
     scale = ((right - left) / 100, (bottom - top) / 100)
