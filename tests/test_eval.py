@@ -1,5 +1,6 @@
 """draggan-fast eval: its statistics, its protocol on cases whose answer is known, and its command."""
 
+import argparse
 import json
 import sys
 from dataclasses import replace
@@ -151,10 +152,34 @@ def test_ablations_change_one_thing_each_and_say_what_cannot_be_had(bench):
     assert cases["feature block 5"].absent is None
     radii = {name: bench.config(case).pixels(bench.config(case).r1, 128) for name, case in cases.items()}
     assert [radii[f"r1 {r} px"] for r in range(2, 6)] == [2, 3, 4, 5]
-    assert bench.config(cases["latent space w"]).space == "w"
-    base = bench.config(cases["base: block 4, r1 1 px, w_plus, features"])
+    assert bench.config(cases["latent space w_plus"]).space == "w_plus"
+    base = bench.config(cases["base: block 4, r1 1 px, w, features"])
     assert base == bench.config(Case("ours"))
     assert replace(bench.config(cases["feature block 3"]), feature_block=base.feature_block) == base
+
+
+def drags_cases(bench, **given):
+    arguments = argparse.Namespace(engine=("fast",), precision=("auto",), points=("1", "5"), set=None)
+    vars(arguments).update(given)
+    return eval_drags.cases(arguments, bench.model)
+
+
+def test_settings_of_a_drag_can_be_changed(bench):
+    (case,) = drags_cases(bench, points=("5",), set='{"lr": 0.02, "space": "w_plus"}')
+    assert case.points == "5"
+    assert bench.config(case) == bench.model.drag_config(lr=0.02, space="w_plus", max_steps=bench.options.max_steps)
+    assert [c.changes for c in drags_cases(bench)] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"set": "lr=2"}, "--set must be a JSON object"), ({"set": "[1]"}, "--set must be a JSON object"),
+     ({"set": '{"speed": 1}'}, "Drag settings must be"), ({"set": '{"lr": -1}'}, "lr must be"),
+     ({"points": ("2",)}, "--points knows 1, 5")],
+)  # fmt: skip
+def test_changes_that_make_no_sense_are_refused(bench, given, message):
+    with pytest.raises(dg.DragError, match=message):
+        drags_cases(bench, **given)
 
 
 def test_random_drags_stay_inside_and_have_the_asked_length(bench):
