@@ -423,6 +423,8 @@ class DragSession:
         distances = (state.target_points - handles).norm(dim=-1)
         stop = config.stop_pixels(height, handles.shape[1])
         done = bool((distances <= stop).all())
+        if done and not bool(features.view.sample(handles).isfinite().all()):
+            raise self._not_finite()  # nothing was found in features that are no numbers
         changes: dict[str, Any] = {"handle_points": handles, "references": references, "moved": not done}
 
         loss: Tensor | None = None

@@ -173,6 +173,7 @@ def static_step(engine: FastEngine, plan: StepPlan, b: StepBuffers) -> None:
     handles = view.track(references, b.handle_points, plan.r2, b.active)
     distances = (b.target_points - handles).norm(dim=-1)
     arrived = ((distances <= b.stop_distance) | ~b.active).all()
+    found = (view.sample(handles).isfinite().all(dim=-1) | ~b.active).all()  # in features that are numbers
 
     aims = torch.where(b.stop_distance < 1, beyond(handles, b.target_points), b.target_points)
     loss, grad_feature = view.supervise(handles, aims, plan.r1, b.active)
@@ -196,7 +197,8 @@ def static_step(engine: FastEngine, plan: StepPlan, b: StepBuffers) -> None:
     scale = (variance.sqrt() / (1 - BETA2**steps).sqrt()).add_(ADAM_EPS)
     parameter = b.parameter - (b.lr / (1 - BETA1**steps)) * mean / scale
 
-    finite = loss.isfinite() & parameter.isfinite().all()
+    finite = loss.isfinite() & parameter.isfinite().all() & (found | ~arrived)
+    arrived &= found
     tracked = running & (arrived | finite)
     moved = running & ~arrived & finite
     for condition, buffer, value in (

@@ -279,6 +279,21 @@ def test_a_step_that_is_not_finite_is_undone_and_told(small, graphs_made, ahead)
     assert session.step().loss > 0
 
 
+@pytest.mark.parametrize("captures", [False, True])
+def test_nothing_arrives_in_features_that_are_no_numbers(small, graphs_made, captures):
+    session = new_session(small, engine="fast")
+    session.may_capture = captures
+    session.step()
+    session.set_points([(20, 30)], [(21, 31)])
+    assert session.step().done
+    session.set_points([(20, 30)], [(21, 31)])
+    session._change(parameter=torch.full_like(session._state.parameter, 3e38))
+    state = session._state
+    with pytest.raises(dg.DragError, match="not finite and was taken back"):
+        session.step()
+    assert session._state is state
+
+
 def test_another_plan_is_another_graph_and_the_oldest_goes(small, graphs_made, monkeypatch):
     monkeypatch.setattr(graphs, "MAX_CAPTURED", 2)
     session = new_session(small, 1, engine="fast")
