@@ -375,7 +375,7 @@ class Trainer:
     def _adopt(self, network: Generator) -> None:
         """Goes on with a network of another width."""
         self.config, self.ema = network.config, network.requires_grad_(False)
-        self.generator = copy.deepcopy(network)
+        self.generator = copy.deepcopy(network).requires_grad_(True)
 
     # -- looking at it
 
