@@ -26,6 +26,7 @@ from .session import DragSession
 logger = logging.getLogger("draggan_fast.live")
 MAX_ANIMATION_FRAMES = 100
 MAX_ANIMATION_SIDE = 512  # an animation of a hundred 1024×1024 pictures would hold 300 MB while it is made
+MAX_ANIMATIONS = 5
 SEED_PICTURES = 512  # kept, a few kB each
 SIZES = (32, 256)
 
@@ -36,6 +37,7 @@ class Exports:
     def __init__(self, hub: LiveHub) -> None:
         self.hub = hub
         self._one_animation = asyncio.Semaphore(1)
+        self._animations = 0  # being made or waiting for it
         self._seeds: OrderedDict[tuple[str, int, float, int], bytes] = OrderedDict()
 
     async def models(self, request: Request) -> Response:
@@ -92,12 +94,24 @@ class Exports:
             media.check_animation("timeline" + suffix)
         except DragError as error:  # MP4 without PyAV
             return problem(501, str(error))
-        async with self._one_animation:
-            frames = await self.hub.compute(timeline_pictures(live))
-            encode = partial(media.encode_animation, frames, suffix, info=provenance(drag.model))
-            data = await asyncio.to_thread(encode)
+        if self._animations >= MAX_ANIMATIONS:
+            return problem(503, "Other animations are being made; try again in a moment.")
+        self._animations += 1
+        try:
+            data = await self._animated(request, live, drag, suffix)
+        finally:
+            self._animations -= 1
         kind = "video/mp4" if suffix == ".mp4" else "image/webp"
         return download(data, kind, "timeline" + suffix)
+
+    async def _animated(self, request: Request, live: LiveSession, drag: DragSession, suffix: str) -> bytes:
+        """One at a time; none for who has gone away while waiting."""
+        async with self._one_animation:
+            if await request.is_disconnected():
+                raise HTTPException(499, "Nobody waits for this animation any more.")
+            frames = await self.hub.compute(timeline_pictures(live))
+            encode = partial(media.encode_animation, frames, suffix, info=provenance(drag.model))
+            return await asyncio.to_thread(encode)
 
     async def thumbnail(self, request: Request) -> Response:
         """A small picture of a kept state."""

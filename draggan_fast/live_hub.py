@@ -20,10 +20,11 @@ from .live_viewer import Viewer
 from .live_worker import LiveWorker
 from .loading import Model
 from .metrics import Metrics
-from .protocol import CLOSE_GOING_AWAY, Limits, ProtocolError
+from .protocol import CLOSE_GOING_AWAY, CLOSE_TRY_LATER, Limits, ProtocolError
 
 logger = logging.getLogger("draggan_fast.live")
 T = TypeVar("T")
+STRANGERS = 32  # connections that have not said hello
 VIEWERS_EACH = 4  # connections for each picture there may be: who waits for a place, comes back, or only looks
 STOP_SECONDS = 0.8  # how long a step that is being computed may hold up the end
 SESSION_LIMIT = "This server has as many pictures open as it may; try again later."
@@ -36,10 +37,11 @@ class LiveHub:
     """
 
     def __init__(self, models: Sequence[Model], limits: Limits, idle_seconds: float) -> None:
-        self.models, self.limits, self.metrics = ServedModels(models), limits, Metrics()
+        self.models, self.limits, self.metrics = ServedModels(models, limits.points), limits, Metrics()
         self._shared = Shared(self.models, self.metrics, idle_seconds, self._ended)
         self._sessions: dict[str, LiveSession] = {}
         self._viewers: set[Viewer] = set()
+        self._strangers: dict[Viewer, None] = {}  # who has not said hello yet, the first first
         self._lock = threading.Lock()
         self._worker: LiveWorker | None = None
         self._ready = False
@@ -103,19 +105,33 @@ class LiveHub:
 
     # --- viewers and their pictures -----------------------------------------------------------------------------------
 
-    def arrive(self, viewer: Viewer) -> bool:
-        """False if there are more viewers than can have pictures, several times over."""
+    def arrive(self, viewer: Viewer) -> None:
+        """Somebody has connected. Of those who say nothing the first has to go when there are too many: they take
+        nobody's place."""
         with self._lock:
+            self._strangers[viewer] = None
+            oldest = next(iter(self._strangers)) if len(self._strangers) > STRANGERS else None
+            if oldest is not None:
+                del self._strangers[oldest]
+        if oldest is not None:
+            oldest.close(CLOSE_TRY_LATER, "Too many connections wait for their hello.")
+
+    def greet(self, viewer: Viewer) -> None:
+        """hello was right. Raises ProtocolError if there are viewers enough for all pictures several times over."""
+        with self._lock:
+            self._strangers.pop(viewer, None)
             if len(self._viewers) >= VIEWERS_EACH * self.limits.sessions:
-                return False
+                raise ProtocolError("limit", "Too many viewers are connected.")
             self._viewers.add(viewer)
         self.metrics.viewers.inc()
-        return True
 
     def leave(self, viewer: Viewer, live: LiveSession | None) -> None:
         with self._lock:
+            self._strangers.pop(viewer, None)
+            greeted = viewer in self._viewers
             self._viewers.discard(viewer)
-        self.metrics.viewers.dec()
+        if greeted:
+            self.metrics.viewers.dec()
         if live is not None:
             self.post(live, partial(live.detach, viewer))
 
@@ -126,6 +142,7 @@ class LiveHub:
             if len(self._sessions) >= self.limits.sessions:
                 raise ProtocolError("limit", SESSION_LIMIT)
             self._sessions[live.id] = live
+            live.owner = viewer
             count = len(self._sessions)
         self.metrics.sessions(count)
         live.post(partial(live.attach, viewer))
@@ -138,6 +155,7 @@ class LiveHub:
             live = self._sessions.get(session_id)
             if live is None or live.drag is None:
                 return None
+            live.owner = viewer
             live.post(partial(live.attach, viewer))
         self.worker.wake()
         return live

@@ -15,14 +15,17 @@ from .protocol import Create
 from .session import DragSession
 from .session_state import CONFIGURABLE
 
+MAX_RECORD = 25_000  # steps and events of an uploaded session: what a picture may come to here too
+
 
 class ServedModels:
     """By name, the first one is the default. Raises DragError for none, or two of one name."""
 
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, models: Sequence[Model], points: int) -> None:
         if not models:
             raise DragError("Give at least one model to serve.")
         self._models: dict[str, Model] = {}
+        self._points = points
         for model in models:
             if not isinstance(model, Model):
                 raise DragError(f"A served model must be what draggan_fast.load gives, not {type(model).__name__}.")
@@ -57,7 +60,12 @@ class ServedModels:
 
         What decides how much memory and time its steps take must be as it is here: the file is a client's.
         """
-        wanted, config, noise = session_file.recorded_start(data)
+        recorded = session_file.recorded_start(data)
+        wanted, config, noise = recorded.content_hash, recorded.config, recorded.noise
+        if recorded.points > self._points:
+            raise DragError(f"This session has {recorded.points} points; this server takes {self._points}.")
+        if recorded.length > MAX_RECORD:
+            raise DragError(f"This session has {recorded.length} steps and events; this server takes {MAX_RECORD}.")
         for model in self._models.values():
             if model.content_hash == wanted:
                 break

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = ("/", "/healthz")  # and /static/…: what a browser asks for before it knows the token
+COSTLY_PATHS = ("/api/", "/metrics")
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'self'",
@@ -78,7 +79,12 @@ class Guard:
             return 421, "This server does not answer to that host name."
         origin = headers.get("origin")
         careful = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD", "OPTIONS")
-        if origin is not None and careful and not (self.own(origin, host) or self.allowed(origin)):
+        # A GET changes nothing, but pictures and figures cost work: any page could have them computed by an <img>.
+        elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site") and not self.origins
+        costly = scope["type"] == "http" and local_path(scope).startswith(COSTLY_PATHS)
+        if costly and origin is None and elsewhere:
+            return 403, "Pages of other sites may not use the server."
+        if origin is not None and (careful or costly) and not (self.own(origin, host) or self.allowed(origin)):
             return 403, "This origin may not use the server."
         if scope["type"] == "http" and self.token is not None and scope["method"] != "OPTIONS":
             path = local_path(scope)

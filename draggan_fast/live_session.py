@@ -82,6 +82,7 @@ class LiveSession:
         self.commands: deque[Said | Callable[[], None]] = deque()
         self.drag: DragSession | None = None
         self.viewer: Viewer | None = None
+        self.owner: Viewer | None = None  # whose it is by what the event loop knows: the worker learns it in its turn
         self.screen = Screen(self.metrics)
         self._gone_since = time.monotonic()
         self._timeline: Timeline | None = None

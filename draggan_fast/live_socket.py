@@ -50,6 +50,7 @@ class Conversation:
         self.hub, self.viewer = hub, viewer
         self.live: LiveSession | None = None
         self.greeted = False
+        self._upload: Said | None = None  # the last one
         self._token = token
         limits = hub.limits
         self._allowance = Allowance(limits.messages_per_second, 2 * limits.messages_per_second)
@@ -98,6 +99,12 @@ class Conversation:
         if self._token is not None and not same_token(message.token, self._token):
             self.viewer.close(protocol.CLOSE_POLICY, "The token is missing or wrong.")
             raise ProtocolError("unauthorised", "The token is missing or wrong.", message.id)
+        try:
+            self.hub.greet(self.viewer)
+        except ProtocolError as error:
+            self.viewer.close(protocol.CLOSE_TRY_LATER, error.message)
+            error.message_id = message.id
+            raise
         self.greeted = True
         self.hub.start()
         # The welcome goes first: what resuming brings about comes from the worker, at any time.
@@ -129,6 +136,14 @@ class Conversation:
             raise ProtocolError("order", "There is no picture yet: send create, or upload a session.", message.id)
         if len(live.commands) >= MAX_COMMANDS:
             raise ProtocolError("rate", "More messages than can be worked on.", message.id)
+        if isinstance(message, protocol.Upload):
+            if self._upload is not None and self._upload in live.commands:
+                raise ProtocolError("rate", "The upload before this one is still waiting; one at a time.", message.id)
+            self._upload = Said(self.viewer, message, arrived)
+            self.hub.post(live, self._upload)
+            return
+        if isinstance(message, protocol.Close) and live.owner is not self.viewer:
+            raise ProtocolError("order", "Another viewer has taken this picture over.", message.id)
         self.hub.post(live, Said(self.viewer, message, arrived))
         if isinstance(message, protocol.Close):
             self.hub.forget(live)
@@ -169,9 +184,7 @@ async def serve_viewer(socket: WebSocket, hub: LiveHub, token: str | None) -> No
     await socket.accept()
     viewer = Viewer(asyncio.get_running_loop())
     conversation = Conversation(hub, viewer, token)
-    if not hub.arrive(viewer):
-        await socket.close(protocol.CLOSE_TRY_LATER, "Too many viewers are connected.")
-        return
+    hub.arrive(viewer)
     sender = asyncio.create_task(_send(socket, viewer, hub))
     receiver = asyncio.create_task(_receive(socket, conversation))
     try:

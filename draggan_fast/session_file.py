@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from .errors import DragError
 from .inputs import as_points, is_whole
 from .loading import Model
 from .session import DragSession
-from .session_state import Event, Log, PackedMask, SessionState, StepResult, check_configurable, read_only
+from .session_state import Event, Log, PackedMask, SessionState, StepResult, check_configurable
 from .version import __version__
 
 FORMAT = "draggan-fast-session"
@@ -177,12 +177,34 @@ def recorded_source(path: str | os.PathLike[str]) -> str:
         raise damaged(file, error) from None
 
 
-def recorded_start(data: bytes) -> tuple[str, DragConfig, str]:
-    """(content hash of the model, settings, noise) of a session file's content; raises DragError if it is none."""
-    document, _ = read_document(data, "the upload")
+class Recorded(NamedTuple):
+    """What a session file says of itself. points: the most there ever were. length: of steps and events together."""
+
+    content_hash: str
+    config: DragConfig
+    noise: str
+    points: int
+    length: int
+
+
+def recorded_start(data: bytes) -> Recorded:
+    """Of a session file's content, before anything is made of it; raises DragError if it is none."""
+    document, tensors = read_document(data, "the upload")
     try:
-        config = DragConfig.from_json(document["config"])
-        return str(document["model"]["content_hash"]), config, str(document["start"]["noise"])
+        present = tensors.get("state.handle_points")
+        points = max(
+            0 if present is None else present.numel() // 2,
+            *(len(event.get("handle_points", ())) for event in document["events"]),
+            *(len(step["handle_points"]) for step in document["trajectory"]),
+            0,
+        )
+        return Recorded(
+            str(document["model"]["content_hash"]),
+            DragConfig.from_json(document["config"]),
+            str(document["start"]["noise"]),
+            points,
+            len(document["trajectory"]) + len(document["events"]),
+        )
     except DAMAGE as error:
         raise damaged("the upload", error) from None
 
@@ -226,8 +248,8 @@ def open_start(data: bytes, file: str, model: Model | None, exactly: bool) -> St
             )
         seed, label = start.pop("seed"), start.pop("label")
         for value in (seed, label):
-            if value is not None and not is_whole(value):
-                raise ValueError("seed and label must be whole numbers")
+            if value is not None and not (is_whole(value) and 0 <= value < 2**32):
+                raise ValueError("seed and label must be whole numbers from 0 to 2³² − 1")
         # What "auto" meant when the session was made, so that it goes on the same way here. Files from before there
         # was a choice were made by the reference.
         by = document.get("computed_by", {"engine": "reference", "precision": "fp32"})
@@ -384,13 +406,20 @@ def configured(config: DragConfig, events: Iterable[Event]) -> DragConfig:
     return config
 
 
+def fixed_array(values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """float32, read-only."""
+    array = np.array(values, dtype=np.float32).reshape(shape)
+    array.setflags(write=False)
+    return array
+
+
 def read_trajectory(document: dict[str, Any]) -> Log[StepResult]:
     return Log.of(
         [
             StepResult(
                 index=index,
-                handle_points=read_only(torch.tensor(step["handle_points"], dtype=torch.float32).reshape(-1, 2)),
-                distances=read_only(torch.tensor(step["distances"], dtype=torch.float32).reshape(-1)),
+                handle_points=fixed_array(step["handle_points"], (-1, 2)),
+                distances=fixed_array(step["distances"], (-1,)),
                 loss=None if step["loss"] is None else float(step["loss"]),
                 done=step["done"] is True,
             )

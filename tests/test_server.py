@@ -251,6 +251,7 @@ def test_as_many_viewers_as_there_may_be():
         for _ in range(4):
             stack.enter_context(Client(port))
         with Client(port, hello=False) as one_more:
+            one_more.say("hello", version=1)
             assert one_more.closed() == 1013
         stack.close()
         with Client(port) as client:
@@ -491,6 +492,15 @@ def test_a_foreign_origin_gets_no_socket(port):
     for origin in ("https://evil.example", "null", f"http://127.0.0.1:{port + 1}", "http://127.0.0.1", "", "http://["):
         assert status_of(port, Origin=origin) == 403, origin
     assert get(port, "/api/models", "POST", Origin="https://evil.example")[0] == 403
+
+
+def test_a_foreign_page_gets_no_pictures(port):
+    """<img> and fetch of other sites: nothing is drawn or told for them."""
+    for path in ("/api/models", "/api/seeds/3.webp", "/metrics"):
+        assert get(port, path, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+        assert get(port, path, Origin="https://evil.example")[0] == 403
+        assert get(port, path, **{"Sec-Fetch-Site": "same-origin"})[0] == 200
+    assert get(port, "/", **{"Sec-Fetch-Site": "cross-site"})[0] == 200  # a link to the page
 
 
 def test_a_foreign_host_name_is_not_answered(port):

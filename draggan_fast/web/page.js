@@ -97,9 +97,9 @@ function wireButtons() {
     // Undo works wherever the focus is, but for a field that has its own.
     const { target } = event;
     const field = target instanceof HTMLInputElement && ["number", "password"].includes(target.type);
-    if (event.defaultPrevented || field || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+    if (event.defaultPrevented || field || !(event.ctrlKey || event.metaKey) || !"zy".includes(event.key.toLowerCase())) return;
     event.preventDefault();
-    void (event.shiftKey ? canvas.redo() : canvas.undo());
+    void (event.shiftKey || event.key.toLowerCase() === "y" ? canvas.redo() : canvas.undo());
   });
   canvas.addEventListener("viewchange", (/** @type {any} */ event) => {
     const percent = `${Math.round(event.detail.zoom * 100)} %`;

@@ -1,0 +1,77 @@
+"""What a hostile reviewer tried on the live server, and what it answers."""
+
+import pytest
+
+import draggan_fast as dg
+from draggan_fast import live_hub, live_models, live_pictures, protocol
+from draggan_fast.live_pictures import stroke_mask
+from draggan_fast.live_viewer import Viewer
+from tests.live_models import tiny_model
+from tests.live_talk import Loop, Talk, make_hub
+
+
+def test_lines_are_drawn_only_where_they_can_be_seen():
+    """A line to the horizon costs what is seen of it: points may lie anywhere."""
+    stroke = protocol.Stroke(tuple((float(x), 20.0) for x in (-99999, 99999, -99999)), 2.0, True)
+    for (x0, y0), (x1, y1) in live_pictures.segments(stroke, (64, 64)):
+        assert sorted((x0, x1)) == pytest.approx([-3, 67], abs=1e-6)
+        assert y0 == y1 == 20
+    mask = stroke_mask(protocol.Mask(strokes=(stroke,), base="fixed"), None, (64, 64))
+    assert mask[19:22].all()
+    assert not mask[:17].any()
+    assert not mask[24:].any()
+    beside = protocol.Stroke(((-50.0, -9.0), (50.0, -9.0), (-9.0, 50.0)), 0.4, True)
+    assert len(live_pictures.segments(beside, (64, 64))) == 1
+
+
+def test_who_has_been_replaced_cannot_close_the_picture():
+    hub = make_hub()
+    first = Talk(hub)
+    first.must("create", seed=1)
+    session = first.live.id
+    second = Talk(hub, resume=session)
+    hub.turns()
+    first.say("close", id=99)
+    answers = [m for m in first.hear() if m.get("id") == 99]
+    assert [m["code"] for m in answers] == ["order"]
+    hub.turns()
+    assert hub.find(session) is second.live
+    second.must("close")
+    assert hub.find(session) is None
+
+
+def test_uploaded_sessions_keep_the_servers_limits(monkeypatch):
+    hub = make_hub(points=2)
+    talk = Talk(hub)
+    talk.must("create", seed=1)
+    drag = dg.DragSession(tiny_model(), seed=1)
+    drag.set_points([(5, 5), (9, 9), (12, 5)], [(6, 6), (9, 8), (13, 5)])
+
+    def opened():
+        with pytest.raises(dg.DragError, match="this server takes"):
+            hub.models.open(drag.to_bytes())
+
+    opened()  # three points
+    drag = dg.DragSession(tiny_model(), seed=1)
+    drag.set_points([(5, 5)], [(20, 20)])
+    drag.run(3)
+    assert hub.models.open(drag.to_bytes()).w_plus.equal(drag.w_plus)
+    monkeypatch.setattr(live_models, "MAX_RECORD", 3)
+    opened()  # three steps and the setting of the points
+
+
+def test_one_upload_waits_at_a_time():
+    talk = Talk(make_hub())
+    talk.must("create", seed=1)
+    for number in (7, 8):
+        talk.conversation.receive(protocol.pack_upload(2, number, b"nothing"))
+    assert [(m["id"], m["code"]) for m in talk.hear()] == [(8, "rate")]
+
+
+def test_who_never_says_hello_takes_nobodys_place():
+    hub = make_hub()
+    silent = [Viewer(Loop()) for _ in range(live_hub.STRANGERS + 1)]
+    for viewer in silent:
+        hub.arrive(viewer)
+    assert [viewer.closing is not None for viewer in silent] == [True] + [False] * live_hub.STRANGERS
+    assert Talk(hub).must("create", seed=1)
