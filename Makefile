@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
 STAMP   = $(VENV)/.installed
 OUT    ?= out/demo
 # Tests run side by side, each process on one thread: JOBS=0 for one after the other.
@@ -12,19 +13,26 @@ JOBS   ?= auto --maxprocesses 4
 
 setup: $(STAMP)
 
-# torch goes first and without isolation, so that the C++ library is built against the torch that will load it.
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
+# What demo and serve need. torch goes first and without isolation, so that the C++ library is built against the torch
+# that will load it.
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Fetching torch and compiling the kernels: some minutes, once."
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy setuptools wheel ninja
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[serve,video]'
+	touch $(READY)
+
+# What tests, checks and benchmarks need besides; nothing is compiled again.
+$(STAMP): $(READY)
+	$(BIN)/python tools/dev_packages.py | xargs -d '\n' $(BIN)/python -m pip install --quiet -c constraints.txt
 	touch $(STAMP)
 
-demo: setup
-	$(BIN)/draggan-fast drag --seed 29 --handle 67,78 --target 52,74 --out $(OUT)
+demo: $(READY)
+	$(BIN)/draggan-fast drag --seed 33 --handle 64,69 --target 50,77 --out $(OUT)
 	@echo "Open $(OUT)/drag.webp (or before.png and after.png)."
 
 # The page on which pictures are dragged: http://127.0.0.1:8765 (SERVE="--port 9000 --model FILE").
-serve: setup
+serve: $(READY)
 	$(BIN)/draggan-fast serve $(SERVE)
 
 test: setup check

@@ -145,7 +145,7 @@ class LivePage:
         code = f"const element = document.querySelector('drag-canvas'); return {expression};"
         return self.page.evaluate(f"() => {{ {code} }}")
 
-    def until(self, expression: str, seconds: float = 20.0) -> Any:
+    def until(self, expression: str, seconds: float = 60.0) -> Any:
         """Waits until such an expression is true, and returns its value. Raises DragError if it never is."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -2,8 +2,8 @@
 
     import draggan_fast as dg
 
-    session = dg.DragSession(dg.load("toy-animals"), seed=29)
-    session.set_points([(67, 78)], [(52, 74)])
+    session = dg.DragSession(dg.load("toy-animals"), seed=33)
+    session.set_points([(64, 69)], [(50, 77)])
     session.run()
     picture = session.render()  # uint8 [H, W, 3]
 

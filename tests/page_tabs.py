@@ -21,7 +21,7 @@ class Tab:
 
     def __init__(self, chromium, url, friends=(), **options):
         self.context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        self.context.set_default_timeout(20_000)
+        self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
         self.live = LivePage(self.page, url)
         self.errors, self.foreign, self.loses_server = [], [], False

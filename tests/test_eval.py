@@ -159,7 +159,7 @@ def test_ablations_change_one_thing_each_and_say_what_cannot_be_had(bench):
 
 
 def drags_cases(bench, **given):
-    arguments = argparse.Namespace(engine=("fast",), precision=("auto",), points=("1", "5"), set=None)
+    arguments = argparse.Namespace(engine=("fast",), precision=("auto",), points=("1", "5"), set=None, device="cpu")
     vars(arguments).update(given)
     return eval_drags.cases(arguments, bench.model)
 
