@@ -158,7 +158,7 @@ class LivePage:
         """Waits for one of these states of the drag (docs/protocol.md, ``status``)."""
         return str(self.until(f"{list(states)!r}.includes(element.status?.state) && element.status.state", seconds))
 
-    def until_rest(self, seconds: float = 20.0) -> None:
+    def until_rest(self, seconds: float = 90.0) -> None:
         """Waits until the server has answered everything, nothing moves any more, and the last picture is shown."""
         states = ["idle", "done", "limit", "paused", "failed"]
         shown = "!element.frame.running && element.frame.step === element.status.step"

@@ -135,3 +135,4 @@ def a_conversation(script):
     talk.run()
     assert talk.live.drag.steps == 1
     talk.must("close")
+    talk.conversation.end()
