@@ -12,6 +12,7 @@ output (even/odd rows × even/odd columns; 4 + 2 + 2 + 1 of the nine weights), f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -66,15 +67,33 @@ class Trace(NamedTuple):
         return self.maps[-1]
 
 
+@dataclass(frozen=True)
+class KernelPart:
+    """Some rows and columns of a layer's kernel, or the transpose of that convolution, made when it is asked for."""
+
+    layer: StyledConv
+    precision: torch.dtype
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    transposed: bool
+
+    def __call__(self) -> Tensor:
+        kernel = self.layer.weight.detach()[:, :, list(self.rows)][:, :, :, list(self.columns)].to(self.precision)
+        return kernel.flip(2, 3).transpose(0, 1) if self.transposed else kernel
+
+    def version(self) -> int:
+        """Another number after the layer's weight was changed in place."""
+        return self.layer.weight._version
+
+
 class FrozenLayer:
     """One StyledConv with its weights packed: for both directions if it is ``differentiable``."""
 
     def __init__(self, layer: StyledConv, precision: torch.dtype, differentiable: bool) -> None:
-        weight = layer.weight.detach().to(precision)
         size = layer.resolution // 2 if layer.up else layer.resolution
         self.up, self.taps = layer.up, layer.taps
-        self.weights = weight.numel()
-        self.multiply_adds = weight.numel() * size * size
+        self.weights = layer.weight.numel()
+        self.multiply_adds = self.weights * size * size
         self.bias = layer.bias.detach().float()
         self.energy = layer.weight.detach().float().square().sum(dim=(2, 3))  # Σ W² [C', C]
         self.noise = (layer.noise_const * layer.noise_strength).detach().float() if layer.use_noise else None
@@ -85,14 +104,15 @@ class FrozenLayer:
         rows = PHASE if self.up else (((0, 1, 2), 1),)
         for used_rows, pad_rows in rows:
             for used_columns, pad_columns in rows:
-                kernel = weight[:, :, list(used_rows)][:, :, :, list(used_columns)]
-                back = kernel.flip(2, 3).transpose(0, 1)
                 padding = (pad_rows, pad_columns)
                 opposite = (len(used_rows) - 1 - pad_rows, len(used_columns) - 1 - pad_columns)
                 output = (size + pad_rows, size + pad_columns) if self.up else (size, size)
-                self.forward_convs.append(PackedConv(kernel, padding, (size, size)))
+                there, back = (
+                    KernelPart(layer, precision, used_rows, used_columns, turned) for turned in (False, True)
+                )
+                self.forward_convs.append(PackedConv(there, padding, (size, size), there.version))
                 if differentiable:
-                    self.backward_convs.append(PackedConv(back, opposite, output))
+                    self.backward_convs.append(PackedConv(back, opposite, output, back.version))
 
     def forward(
         self, scaled: Tensor, demodulation: Tensor, noise: Tensor | None, style: Tensor | None
