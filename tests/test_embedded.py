@@ -17,7 +17,7 @@ from draggan_fast.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT_SEED, HELD_OUT = 20261122, 8
-HASH = "601f985cbc8df646d5c9fe14de1bdc466238f904e38291902cdf7a592e0be6aa"
+HASH = "acda3986b3427c4628e7eb031677177fb6074c9eda420ed8bd39e83a2c1e9b0d"
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +63,17 @@ def test_it_is_sharp(pairs):
     assert gradient_energy(drawn) >= 0.85 * gradient_energy(rendered)
 
 
-def test_its_styles_listen_only_where_w_varies(toy):
-    """An offset of w_plus as large as w itself, in directions that no picture takes, changes nothing."""
+def test_every_direction_of_w_is_one_that_pictures_vary_in(toy):
+    """w = (lrelu(v), lrelu(−v)): the 84 places v all vary, the first, poses, least, and styles listen to v alone."""
     draw = torch.Generator().manual_seed(1)
     w = toy.generator.mapping.w(torch.randn(4096, toy.config.z_dim, generator=draw))
-    main = torch.linalg.svd(w - w.mean(dim=0), full_matrices=False)[2][:96]
-    off = torch.randn(1, toy.config.num_ws, toy.config.w_dim, generator=draw)
-    off = off - (off @ main.T) @ main
-    off = off * ((w - w.mean(dim=0)).norm(dim=1).mean() / off.norm(dim=2, keepdim=True))
+    one, other = w.chunk(2, dim=1)
+    deviations = (one - other).std(dim=0)
+    assert 1.2 < deviations.max() / deviations.min() < 4
+    assert deviations.argmin() == 0
     ws = w[:1, None].expand(-1, toy.config.num_ws, -1)
-    picture, moved, other = (toy.generator.synthesis(x) for x in (ws, ws + off, w[1:2, None].expand_as(ws)))
-    assert (moved - picture).abs().mean() < 0.1 * (other - picture).abs().mean()
+    off = torch.randn(1, toy.config.num_ws, one.shape[1], generator=draw).repeat(1, 1, 2)
+    torch.testing.assert_close(toy.generator.synthesis(ws + off), toy.generator.synthesis(ws), atol=5e-3, rtol=0)
 
 
 def test_no_picture_is_made_of_the_channels_for_tracking(toy):
@@ -95,9 +95,9 @@ def test_what_is_dragged_really_moves():
     assert [record["landmarks"] for record in records] == [[name] for name in names]
     assert all(record["success_tracker"] for record in records)
     ways = np.array([record["way"][0] for record in records])
-    assert ways.mean() >= 0.75
-    assert ways.min() >= 0.4  # the chin, of which there is little to see
-    assert np.median([record["left"][0] for record in records]) <= 6
+    assert ways.mean() >= 0.85
+    assert ways.min() >= 0.6  # the chin, of which there is little to see
+    assert np.median([record["left"][0] for record in records]) <= 4
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -11,6 +11,7 @@ import torch
 
 import draggan_fast as dg
 
+LRELU_PAIR = 1.2 * math.sqrt(2)  # lrelu(v) − lrelu(−v) in units of v
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
 
@@ -98,20 +99,40 @@ def test_the_tracking_loss_wants_features_that_tell_places_apart(tools, pairs):
     assert tools.tracking.tracking_loss(maps, astray, 128) > knowing + 0.2
 
 
-def test_restricted_styles_listen_only_where_w_varies(tools):
-    toy = dg.load("toy-animals", device="cpu")
-    generator = type(toy.generator)(toy.config)
-    generator.load_state_dict(toy.generator.state_dict())
-    mean, directions = tools.subspace.principal(generator, seed=1)
-    generator = generator.requires_grad_(False)
-    tools.subspace.restrict(generator, mean, directions)
-    w = generator.mapping.w(torch.randn(1, 72, generator=torch.Generator().manual_seed(3)))
-    ws = w[:, None].expand(-1, toy.config.num_ws, -1)
-    off = torch.randn(ws.shape, generator=torch.Generator().manual_seed(4))
-    off = off - (off @ directions.T) @ directions
-    picture = generator.synthesis(ws)
-    assert (generator.synthesis(ws + off) - picture).abs().max() < 1e-3
-    assert (generator.synthesis(ws + 2 * directions[0]) - picture).abs().max() > 0.02
-    state = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
-    tools.subspace.restrict(generator, mean, directions)
-    assert all(torch.allclose(state[name], tensor, atol=1e-5) for name, tensor in generator.state_dict().items())
+@pytest.mark.parametrize("power", [1.0, 1.3])
+def test_a_whitened_network_draws_the_same_and_has_no_idle_direction(tools, monkeypatch, power):
+    subspace = tools.subspace
+    monkeypatch.setattr(subspace, "POWER", power)
+    monkeypatch.setattr(subspace, "SAMPLES", 4096)
+    config = dg.GeneratorConfig(
+        resolution=16, z_dim=72, w_dim=512, channels=(16, 16, 8), mapping_widths=(128, 512), use_noise=False
+    )
+    torch.manual_seed(5)
+    generator = dg.Generator(config).requires_grad_(False)
+    white = subspace.whitened(generator, seed=1).requires_grad_(False)
+    mean, directions, _ = subspace.principal(generator, seed=1)
+    z = torch.randn(4096, 72, generator=torch.Generator().manual_seed(3))
+    w = white.mapping.w(z)
+    places = w[:, : subspace.COMPONENTS] - w[:, subspace.COMPONENTS :]
+    deviations = places.std(dim=0)
+    assert deviations.square().mean() == pytest.approx(LRELU_PAIR**2, rel=0.05)
+    if power == 1:
+        assert (deviations / deviations.mean() - 1).abs().max() < 0.1
+    else:  # what varies most in w is told in the largest units
+        assert deviations[:10].mean() < 0.9 * deviations[-10:].mean()
+    assert (white.mapping.w_avg - w.mean(dim=0)).abs().max() < 0.1
+
+    inside = mean + (generator.mapping.w(z[:4]) - mean) @ directions.T @ directions
+    expected = generator.synthesis(inside[:, None].repeat(1, config.num_ws, 1))
+    torch.testing.assert_close(white(z[:4]), expected, atol=1e-3, rtol=1e-3)
+    # What is added to a place and to its opposite alike is not listened to.
+    ws = w[:4, None].repeat(1, config.num_ws, 1)
+    both = torch.randn(4, config.num_ws, subspace.COMPONENTS).repeat(1, 1, 2)
+    torch.testing.assert_close(white.synthesis(ws + both), white.synthesis(ws), atol=1e-3, rtol=1e-3)
+    assert (white.synthesis(ws + torch.randn_like(ws)) - white.synthesis(ws)).abs().max() > 0.02
+
+
+def test_without_held_out_pictures_nothing_is_begun(train, tmp_path):
+    with pytest.raises(SystemExit, match="no held-out pictures"):
+        train("--stage", "none", "--export", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()

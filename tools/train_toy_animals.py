@@ -11,8 +11,9 @@ mapping    the mapping network learns to tell the scene's description (poses, si
 coarse     supervised distillation at half the resolution, the upper block still idle
 full       supervised distillation at the full resolution
 finish     supervised losses, feature matching and a patch discriminator, weighed by gradient norms
-drag       styles listen only where w varies, and the tracked features get channels that tell the places of a head
-           apart; the pictures stay as they are
+white      w is written anew, as its places along its main directions in units that grow with their deviations: the
+           same pictures, but a drag stays where pictures are; nothing is trained
+drag       the tracked features get channels that tell the places of a head apart; the pictures stay as they are
 =========  =========================================================================================
 
 ``--stage all`` runs them in turn and shares ``--minutes`` out; any one can be run alone.  Progress is kept in
@@ -49,14 +50,14 @@ import toy_animals
 from toy_training.losses import Adversary, Discriminator, supervised_loss
 from toy_training.optimisers import Muon, adam, adam_groups
 from toy_training.pool import HELD_OUT, MAP_SIZE, Pool
-from toy_training.subspace import principal, restrict
+from toy_training.subspace import whitened
 from toy_training.tracking import PairsOfAnimals, tracking_loss
 from toy_training.tracking_channels import TrackingChannels, widened
 
 from draggan_fast.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from draggan_fast.generator import Generator, GeneratorConfig, normalize_second_moment, upsample
 
-STAGES = ("mapping", "coarse", "full", "finish", "drag")
+STAGES = ("mapping", "coarse", "full", "finish", "white", "drag")
 SHARES = {"mapping": 0.03, "coarse": 0.18, "full": 0.22, "finish": 0.4, "drag": 0.17}  # of --minutes
 SCENE_BATCH = 768  # latents a step whose scene is learned without a picture: the mapping network is slow
 EMA_HALF_LIFE = {"coarse": 500.0, "full": 500.0, "finish": 2000.0}  # pictures
@@ -65,7 +66,15 @@ TRACKED_BLOCK, TRACKING_CHANNELS = 4, 16
 MUON_LR = 0.03
 ADAM_LR = 4e-3
 # Measured with ``draggan-fast eval drags --set``, see the model card.
-DRAG = {"feature_block": TRACKED_BLOCK, "lr": 3e-2, "r1": 3, "r2": 12, "layers": 7, "space": "w", "stop_distance": 0.5}
+DRAG = {
+    "feature_block": TRACKED_BLOCK,
+    "lr": 2.5e-2,
+    "r1": 3,
+    "r2": 12,
+    "layers": 7,
+    "space": "w",
+    "stop_distance": 0.5,
+}
 
 
 def generator_config(size: int) -> GeneratorConfig:
@@ -131,7 +140,8 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "size": self.size, "channels": list(self.config.channels),
+            "size": self.size,
+            "channels": list(self.config.channels), "mapping_widths": list(self.config.mapping_widths),
             "stage": self.stage, "record": self.record, "earlier": self.earlier, "order": self.order,
             "generator": self.generator.state_dict(), "ema": self.ema.state_dict(),
             "discriminator": self.discriminator.state_dict(), "heads": self.heads.state_dict(),
@@ -149,8 +159,9 @@ class Trainer:
         state = torch.load(self.run / "state.pt", map_location=self.device, weights_only=True)
         if state["size"] != self.size:
             raise SystemExit(f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}.")
-        if tuple(state["channels"]) != self.config.channels:
-            config = replace(self.config, channels=tuple(state["channels"]))
+        channels, widths = tuple(state["channels"]), tuple(state["mapping_widths"])
+        config = replace(self.config, channels=channels, mapping_widths=widths, w_dim=widths[-1])
+        if config != self.config:
             self._adopt(Generator(config).to(self.device, memory_format=torch.channels_last))
         for name in ("generator", "ema", "discriminator", "heads"):
             getattr(self, name).load_state_dict(state[name])
@@ -336,15 +347,20 @@ class Trainer:
                 self.milestone(f"{stage}-{int(done['pictures']):06d}", size)
         self.milestone(f"{stage}-end", size)
 
+    def whiten(self) -> None:
+        """Stage white: the averaged network with another w. Doing it twice is doing it once."""
+        if self.config.mapping_widths == generator_config(self.size).mapping_widths:
+            self._adopt(whitened(self.ema, self.args.seed).to(memory_format=torch.channels_last))
+            self.save()
+            self.log(event="white", w_dim=self.config.w_dim)
+
     def train_drag(self, minutes: float) -> None:
-        """Stage drag: the averaged network's styles restricted, and channels to track by added to its features.
+        """Stage drag: channels to track by added to the averaged network's features.
 
         Nothing that a picture is made of is trained here.
         """
         if self.config.channels == generator_config(self.size).channels:
             self._adopt(widened(self.ema, TRACKED_BLOCK, TRACKING_CHANNELS))
-            subspace = principal(self.ema, self.args.seed)
-            restrict(self.ema, *subspace)
         extra = TrackingChannels(self.ema, TRACKED_BLOCK, TRACKING_CHANNELS).to(self.device)
         done = self._start("drag", [adam(adam_groups(extra, set()), 1e-2, (0.9, 0.99))])
         animals = PairsOfAnimals(self.size, self.draw, self.device)
@@ -373,7 +389,12 @@ class Trainer:
         self.milestone("drag-end", self.size)
 
     def _adopt(self, network: Generator) -> None:
-        """Goes on with a network of another width."""
+        """Goes on with a network of other widths."""
+        described = self.heads["scene"].out_features
+        if (
+            network.config.w_dim != self.config.w_dim
+        ):  # what it told of the scene is to be learned anew, if it is needed
+            self.heads["scene"] = nn.Linear(network.config.w_dim, described).to(self.device)
         self.config, self.ema = network.config, network.requires_grad_(False)
         self.generator = copy.deepcopy(network).requires_grad_(True)
 
@@ -479,6 +500,10 @@ def main() -> None:
         minutes = args.minutes * (SHARES.get(stage, 0.0) if args.stage == "all" else 1.0)
         if stage == "render":
             trainer.pool.render(trainer.device, 16 if trainer.device.type == "cpu" else 64, not args.no_compile)
+        elif trainer.pool.ready < HELD_OUT:
+            raise SystemExit("There are no held-out pictures yet: run --stage render first (--pool 0 is enough).")
+        elif stage == "white":
+            trainer.whiten()
         elif stage != "none" and not trainer.finished(stage, minutes):
             if stage == "mapping":
                 trainer.train_mapping(minutes)
