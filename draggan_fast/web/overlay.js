@@ -120,14 +120,18 @@ function ring(context, [x, y], radius, width, colour) {
 }
 
 /**
- * The brush under the pointer.
+ * The brush, under the pointer or moved by the keyboard: then with its middle marked.
  * @param {CanvasRenderingContext2D} context @param {Point} at @param {number} radius @param {boolean} erasing
+ * @param {boolean} centred
  */
-export function drawBrush(context, at, radius, erasing) {
+export function drawBrush(context, at, radius, erasing, centred) {
   ring(context, at, radius, 3.5, CASING);
   context.setLineDash(erasing ? [6, 5] : []);
   ring(context, at, radius, 1.5, "#ffffff");
   context.setLineDash([]);
+  if (!centred) return;
+  disc(context, at, 4, CASING);
+  disc(context, at, 2.5, "#ffffff");
 }
 
 /** Where Enter would place a point. @param {CanvasRenderingContext2D} context @param {Point} at */

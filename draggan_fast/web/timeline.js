@@ -32,12 +32,18 @@ export class Timeline {
     place.append(this.film, this.input, this.empty);
     canvas.addEventListener("status", (/** @type {any} */ event) => this.#show(event.detail));
     canvas.addEventListener("frame", (/** @type {any} */ event) => {
-      if (event.detail.running) this.#stale = true;
+      if (event.detail.running) this.#outdate();
     });
     new ResizeObserver(() => {
-      this.#stale = true;
+      this.#outdate();
       this.#later();
     }).observe(place);
+  }
+
+  /** What the film shows is no longer so; it is dimmed until the picture rests. */
+  #outdate() {
+    this.#stale = true;
+    this.film.classList.add("stale");
   }
 
   /** @param {any} status */
@@ -45,7 +51,9 @@ export class Timeline {
     this.#stale ||= status.timeline !== this.#length;
     this.#length = status.timeline;
     const any = status.timeline > 1;
-    if (!any) this.film.replaceChildren();
+    if (any) this.#cells(); // empty ones say what will be there
+    else this.film.replaceChildren();
+    this.film.classList.toggle("stale", this.#stale);
     this.place.classList.toggle("any", any);
     this.input.disabled = !any;
     this.input.max = String(Math.max(status.timeline - 1, 0));
@@ -99,6 +107,7 @@ export class Timeline {
       }
     }
     this.#stale = false;
+    this.film.classList.remove("stale");
   }
 
   /** The film's square cells, by the state that they show; a short timeline repeats its own. */
