@@ -44,7 +44,7 @@ const HELP = [
 
 /** @param {HTMLButtonElement} button */
 export function buildHelp(button) {
-  const close = make("button", { type: "submit", class: "plain strong" }, "Close");
+  const close = make("button", { class: "plain" }, "Close");
   const groups = HELP.map(([title, entries]) =>
     make(
       "section",
@@ -54,7 +54,7 @@ export function buildHelp(button) {
         "dl",
         {},
         ...entries.flatMap(([keys, does]) => [
-          make("dt", {}, ...keys.split(", ").flatMap((key, index) => [...(index ? [" "] : []), make("kbd", {}, key)])),
+          make("dt", {}, ...keys.split(", ").map((key) => make("kbd", {}, key))),
           make("dd", {}, does),
         ]),
       ),
@@ -63,12 +63,15 @@ export function buildHelp(button) {
   const dialog = make(
     "dialog",
     { class: "help", "aria-labelledby": "help-title" },
-    make("h2", { id: "help-title" }, "Keys and gestures"),
+    make("header", {}, make("h2", { id: "help-title" }, "Keys and gestures"), make("form", { method: "dialog" }, close)),
     make("div", { class: "groups" }, ...groups),
-    make("form", { method: "dialog" }, close),
   );
-  // The dialogue has no padding: a press on itself is one beside its content.
-  dialog.addEventListener("click", (/** @type {Event} */ event) => event.target === dialog && dialog.close());
+  dialog.addEventListener("click", (/** @type {MouseEvent} */ event) => {
+    const { left, right, top, bottom } = dialog.getBoundingClientRect();
+    const { clientX: x, clientY: y, target } = event;
+    const beside = x < left || x > right || y < top || y > bottom;
+    if (target === dialog && beside) dialog.close();
+  });
   document.body.append(dialog);
   button.addEventListener("click", () => dialog.showModal());
   document.addEventListener("keydown", (event) => {

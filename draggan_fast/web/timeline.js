@@ -40,10 +40,10 @@ export class Timeline {
     }).observe(place);
   }
 
-  /** What the film shows is no longer so; it is dimmed until the picture rests. */
+  /** What the film shows is no longer so: it is dimmed, cell by cell, until the picture rests. */
   #outdate() {
     this.#stale = true;
-    this.film.classList.add("stale");
+    for (const cell of this.film.children) cell.classList.add("stale");
   }
 
   /** @param {any} status */
@@ -53,7 +53,7 @@ export class Timeline {
     const any = status.timeline > 1;
     if (any) this.#cells(); // empty ones say what will be there
     else this.film.replaceChildren();
-    this.film.classList.toggle("stale", this.#stale);
+    if (this.#stale) this.#outdate();
     this.place.classList.toggle("any", any);
     this.input.disabled = !any;
     this.input.max = String(Math.max(status.timeline - 1, 0));
@@ -101,13 +101,15 @@ export class Timeline {
       try {
         const path = `api/sessions/${of}/timeline/${index}.webp?size=${SIZE}`;
         const blob = await canvas.fetch(path, loading.signal);
-        for (const image of images) showBlob(image, blob);
+        for (const image of images) {
+          showBlob(image, blob);
+          image.parentElement?.classList.remove("stale");
+        }
       } catch {
         return; // overtaken, or the server is gone: the next rest loads them
       }
     }
     this.#stale = false;
-    this.film.classList.remove("stale");
   }
 
   /** The film's square cells, by the state that they show; a short timeline repeats its own. */
@@ -116,12 +118,13 @@ export class Timeline {
     const count = Math.max(Math.round(film.clientWidth / Math.max(film.clientHeight, 1)), 2);
     while (film.childElementCount > count) film.lastElementChild?.remove();
     while (film.childElementCount < count) {
-      film.append(make("img", { alt: "", draggable: "false", width: SIZE, height: SIZE }));
+      const image = make("img", { alt: "", draggable: "false", width: SIZE, height: SIZE });
+      film.append(make("span", { class: "cell" }, image));
     }
     /** @type {Map<number, HTMLImageElement[]>} */ const cells = new Map();
-    [...film.children].forEach((image, place) => {
+    film.querySelectorAll("img").forEach((image, place) => {
       const index = Math.round((place * (this.#length - 1)) / (count - 1));
-      cells.set(index, [...(cells.get(index) ?? []), /** @type {HTMLImageElement} */ (image)]);
+      cells.set(index, [...(cells.get(index) ?? []), image]);
     });
     return cells;
   }
