@@ -1,10 +1,12 @@
 """The page when it is refused something, used by keyboard, or in front of several models: a tiny model, in this process."""
 
 import contextlib
+import os
 
 import numpy as np
 import pytest
 from draggan_fast.bench.browser import browser, find_chromium
+from draggan_fast.bench.page_soak import METRICS, SAMPLES, Soak
 
 import draggan_fast as dg
 from draggan_fast import session_file
@@ -62,7 +64,11 @@ def edited(open_tab):
 
 
 def test_an_edited_picture_outlives_a_server_that_is_full(open_tab):
-    with edited(open_tab) as (tab, port), running(dg.create_app(tiny_model(), max_sessions=1), port), Client(port) as other:
+    with (
+        edited(open_tab) as (tab, port),
+        running(dg.create_app(tiny_model(), max_sessions=1), port),
+        Client(port) as other,
+    ):
         live, page = tab.live, tab.page
         other.create(seed=1)
         card = page.locator("#notice")
@@ -234,3 +240,14 @@ def test_the_mask_can_be_painted_with_the_keyboard(open_tab):
         assert "Paint at the brush" in dialog.inner_text()
         live.page.keyboard.press("Escape")
         assert dialog.count() == 0
+
+
+def test_a_soak_of_the_page_counts_what_is_held(open_tab):
+    with running(dg.create_app(tiny_model())) as port:
+        row = Soak(open_tab(port).live, os.getpid(), seed=3).run(minutes=0.06)
+    assert sum(row["gestures"].values()) >= 3
+    assert row["console_errors"] == []
+    assert 2 <= len(row["samples"]) <= SAMPLES + 1
+    for sample in row["samples"]:
+        assert all(sample[name] > 0 for name in (*METRICS, "server_rss_bytes"))
+    assert row["growth"]["documents"] <= 2

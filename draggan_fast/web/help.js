@@ -44,7 +44,6 @@ const HELP = [
 
 /** @param {HTMLButtonElement} button */
 export function buildHelp(button) {
-  const close = make("button", { class: "plain" }, "Close");
   const groups = HELP.map(([title, entries]) =>
     make(
       "section",
@@ -63,7 +62,12 @@ export function buildHelp(button) {
   const dialog = make(
     "dialog",
     { class: "help", "aria-labelledby": "help-title" },
-    make("header", {}, make("h2", { id: "help-title" }, "Keys and gestures"), make("form", { method: "dialog" }, close)),
+    make(
+      "header",
+      {},
+      make("h2", { id: "help-title" }, "Keys and gestures"),
+      make("form", { method: "dialog" }, make("button", { class: "plain" }, "Close")),
+    ),
     make("div", { class: "groups" }, ...groups),
   );
   dialog.addEventListener("click", (/** @type {MouseEvent} */ event) => {

@@ -28,10 +28,14 @@ export class Marks {
     for (const layer of [this.#overlay, this.#veil]) layer.setSize(clientWidth, clientHeight, ratio);
   }
 
+  get #size() {
+    return markSize(Math.min(this.element.clientWidth, this.element.clientHeight));
+  }
+
   drawVeil() {
     const { mask, viewport } = this.element;
     this.#veil.canvas.hidden = !mask.present; // a layer less to compose in every frame
-    if (mask.present) drawVeil(this.#veil, mask, viewport);
+    if (mask.present) drawVeil(this.#veil, mask, viewport, this.#size);
   }
 
   /** In the next animation frame. */
@@ -49,10 +53,10 @@ export class Marks {
     const cursor = this.cursor();
     if (element.mode === "mask") {
       const at = cursor ? project(cursor) : this.hover;
-      if (at) drawBrush(context, at, brush.radius * viewport.scale, brush.erase, cursor !== null);
+      if (at) drawBrush(context, at, brush.radius * viewport.scale, brush.erase, cursor !== null, this.#size);
       return;
     }
-    drawPoints(context, element.points, project, markSize(Math.min(element.clientWidth, element.clientHeight)));
-    if (cursor) drawCursor(context, project(cursor));
+    drawPoints(context, element.points, project, this.#size);
+    if (cursor) drawCursor(context, project(cursor), this.#size);
   }
 }
