@@ -157,7 +157,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return {
             "machine": machine(),
             "request": {
-                "suite": "live_page" if arguments.soak is None else "page_soak", "model": session["model"], "engine": session["engine"],
+                "suite": "live_page" if arguments.soak is None else "page_soak",
+                "model": session["model"], "engine": session["engine"],
                 "precision": session["precision"], "size": arguments.size, "seconds": arguments.seconds,
                 "moves_per_second": MOVES_PER_SECOND, "view": live.element("element.view"), "fps": arguments.fps,
                 "threads": arguments.threads, "browser": chromium.version,

@@ -39,9 +39,10 @@ class Soak:
         live.page.on("pageerror", lambda error: self.errors.append(str(error)))
         live.page.on("console", self._said)
         self._gestures: dict[str, tuple[int, Callable[[], None]]] = {
-            "pull": (8, self._pull), "undo": (3, lambda: self._press("#undo")), "redo": (2, lambda: self._press("#redo")),
-            "mask": (3, self._mask), "keyboard": (2, self._keyboard), "seed": (2, self._seed), "zoom": (1, self._zoom),
+            "pull": (8, self._pull), "mask": (3, self._mask), "keyboard": (2, self._keyboard), "seed": (2, self._seed),
             "timeline": (2, self._scrub), "clear_mask": (1, self._clear_mask), "reload": (1, self._reload),
+            "undo": (3, lambda: self._press("#undo")), "redo": (2, lambda: self._press("#redo")),
+            "zoom": (1, self._zoom),
         }  # fmt: skip
 
     def _said(self, message: Any) -> None:
@@ -52,15 +53,16 @@ class Soak:
         """The row of the record: gestures, errors, samples over time, and their growth after the first third."""
         begin = time.monotonic()
         end, every = begin + 60 * minutes, 60 * minutes / (SAMPLES - 1)
-        samples = [self.sample(0.0)]
+        samples, due = [self.sample(0.0)], begin + every
         names = list(self._gestures)
         weights = [weight for weight, _ in self._gestures.values()]
-        while (now := time.monotonic()) < end:
+        while time.monotonic() < end:
             (name,) = self._chance.choices(names, weights)
             self._gestures[name][1]()
             self.done[name] += 1
-            if time.monotonic() - begin >= every * len(samples):
+            if (now := time.monotonic()) >= due:
                 samples.append(self.sample(now - begin))
+                due = now + every
         samples.append(self.sample(time.monotonic() - begin))
         return {
             "minutes": minutes,

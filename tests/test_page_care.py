@@ -1,4 +1,4 @@
-"""The page when it is refused something, used by keyboard, or in front of several models: a tiny model, in this process."""
+"""The page when it is refused something, used by keyboard, or in front of several models: with a tiny model."""
 
 import contextlib
 import os
@@ -223,7 +223,7 @@ def test_the_mask_can_be_painted_with_the_keyboard(open_tab):
         press("x")
         assert live.page.locator("input[value=erase]").is_checked()
         press(" ")
-        wait_until(lambda: (mask_of(live) == painted).all())
+        wait_until(lambda: not (mask_of(live) ^ painted).any())
         assert live.element("element.status.state") == "idle", "Space paints, and starts nothing"
         press("ArrowRight")
         assert live.element(told) == "Brush at 13, 41: must stay."
@@ -233,7 +233,8 @@ def test_the_mask_can_be_painted_with_the_keyboard(open_tab):
         live.until("element.mask.present")
         kept = mask_of(live)
         assert kept[31, 12]
-        assert kept.sum() == pytest.approx(painted.sum(), rel=0.6), "a disc but for its rim"
+        assert (kept >= painted).all()
+        assert kept.sum() <= 25, "the same disc, but for its rim"
         assert np.argwhere(kept).mean(axis=0) == pytest.approx([31, 12], abs=0.5)
         live.page.keyboard.press("?")
         dialog = live.page.get_by_role("dialog")
