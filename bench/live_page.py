@@ -1,6 +1,7 @@
 """How fast the page feels: from a pointer's move to the painted frame that shows it, in headless Chromium on loopback.
 
     python -m draggan_fast.bench.live_page --json bench/results/2026-11-25_live_page_cpu.json
+    python -m draggan_fast.bench.live_page --soak 10 --json …   what is held after minutes of random gestures
 
 A server of its own, a browser of its own; real pointer moves at 60 a second, in circles around where the pointer was
 pressed. The page itself takes the times: ``performance.now()`` in the handler of each move, and in the animation frame
@@ -24,6 +25,7 @@ from draggan_fast.command_common import check_writable
 
 from .browser import LivePage, LiveServer, Point, browser
 from .machine import machine
+from .page_soak import Soak
 
 MOVES_PER_SECOND = 60
 # Where to press on which picture, and how far the pointer goes round.
@@ -125,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--seconds", type=float, default=8.0, help="each gesture (default 8)")
     arguments.add_argument("--fps", type=int, help="frames a second to ask for (default: what the element asks for)")
     arguments.add_argument("--size", default="1280x800", metavar="WxH", help="of the window (default 1280x800)")
+    arguments.add_argument("--soak", type=float, metavar="MINUTES", help="random gestures instead, for so long")
     arguments.add_argument("--json", metavar="FILE", help="write the record there")
     return arguments
 
@@ -135,6 +138,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         width, height = (int(side) for side in arguments.size.split("x"))
     except ValueError:
         raise DragError(f"--size must look like 1280x800, not {arguments.size!r}.") from None
+    if arguments.soak is not None and not 0 < arguments.soak <= 24 * 60:
+        raise DragError(f"--soak takes minutes, above 0 and up to a day, not {arguments.soak:g}.")
     threads = [] if arguments.threads is None else ["--threads", str(arguments.threads)]
     with LiveServer(["--model", arguments.model, *threads]) as server, browser() as chromium:
         page = chromium.new_page(viewport={"width": width, "height": height})
@@ -144,11 +149,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         session = live.element("element.session")
         load = os.getloadavg()[0]  # of the last minute, before anything was pulled at
         time.sleep(2)  # thumbnails
-        rows = measure(live, arguments.seconds)
+        if arguments.soak is None:
+            rows = measure(live, arguments.seconds)
+        else:
+            assert server.process is not None
+            rows = [Soak(live, server.process.pid).run(arguments.soak)]
         return {
             "machine": machine(),
             "request": {
-                "suite": "live_page", "model": session["model"], "engine": session["engine"],
+                "suite": "live_page" if arguments.soak is None else "page_soak",
+                "model": session["model"], "engine": session["engine"],
                 "precision": session["precision"], "size": arguments.size, "seconds": arguments.seconds,
                 "moves_per_second": MOVES_PER_SECOND, "view": live.element("element.view"), "fps": arguments.fps,
                 "threads": arguments.threads, "browser": chromium.version,
@@ -165,6 +175,10 @@ def main(argv: list[str] | None = None) -> int:
         out = check_writable(arguments.json) if arguments.json else None
         record = run(arguments)
         for row in record["rows"]:
+            if arguments.soak is not None:
+                grown = ", ".join(f"{name} × {factor}" for name, factor in row["growth"].items())
+                print(f"{sum(row['gestures'].values())} gestures, {len(row['console_errors'])} console errors; {grown}")
+                continue
             where = row["gesture"] if row["seed"] is None else f"{row['gesture']} of {row['seed']}"
             print(
                 f"{where:12} p50 {row['pointer_to_paint_p50_ms']} ms, p95 {row['pointer_to_paint_p95_ms']} ms, "

@@ -17,10 +17,11 @@ PATIENCE = 30.0
 
 
 @contextlib.contextmanager
-def running(app):
-    """The port of a uvicorn server on loopback that serves the app until the block ends."""
+def running(app, port=0):
+    """The port (a free one if 0) of a uvicorn server on loopback that serves the app until the block ends."""
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # where another server has just been
+    listener.bind(("127.0.0.1", port))
     config = uvicorn.Config(
         app,
         ws="websockets-sansio",

@@ -1,7 +1,7 @@
 """What ``bench/live_page.py`` makes of a browser's shots; the browser itself is in test_page.py."""
 
 import pytest
-from draggan_fast.bench import live_page
+from draggan_fast.bench import live_page, page_soak
 
 from draggan_fast import DragError
 
@@ -29,3 +29,19 @@ def test_live_page_counts_every_move_and_every_painted_frame():
 def test_live_page_refuses_a_window_without_a_size():
     with pytest.raises(DragError, match="1280x800"):
         live_page.run(live_page.parser().parse_args(["--size", "large"]))
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "1e9"])
+def test_a_soak_takes_minutes(minutes):
+    with pytest.raises(DragError, match="minutes"):
+        live_page.run(live_page.parser().parse_args([f"--soak={minutes}"]))
+
+
+def test_a_soak_tells_growth_from_warming_up():
+    def rows(*heaps):
+        names = (*page_soak.METRICS, "server_rss_bytes")
+        return [{**dict.fromkeys(names, 100), "heap_bytes": heap} for heap in heaps]
+
+    assert page_soak.growth(rows(10, 20, 50, 50, 50, 50))["heap_bytes"] == 1
+    assert page_soak.growth(rows(50, 50, 50, 50, 60, 90))["heap_bytes"] == 1.5
+    assert page_soak.growth(rows(50))["heap_bytes"] == page_soak.growth(rows(50, 50))["dom_nodes"] == 1

@@ -12,11 +12,15 @@ const BACK_OFF_MS = [250, 500, 1000, 2000, 4000, 8000];
 const PING_EVERY_MS = 5000;
 const MOST_MISSED = 3; // pings without any word from the server, after which it is taken for gone
 const OPENING_MS = 10000;
+const PATIENCE = 3; // of a server that says that it is full: so many of the pauses are skipped
 const CLOSE_REPLACED = 4001;
 const UPLOAD_HEADER_BYTES = 8;
 
 export const UPLOAD_MASK = 1;
 export const UPLOAD_SESSION = 2;
+
+/** Codes of refusals that another time may not bring. */
+export const PASSING = new Set(["limit", "rate", "memory"]);
 
 /**
  * @typedef {object} ConnectionState
@@ -24,7 +28,8 @@ export const UPLOAD_SESSION = 2;
  *     `refused`: no further attempts, see `code` and `message`
  * @property {number} attempts  failed ones in a row
  * @property {number} [retryAt]  performance.now() of the next attempt
- * @property {string} [code]  of the error that ended it; "replaced" if another viewer took the session over
+ * @property {string} [code]  of the error that ended it, if the server said one; "replaced" if another viewer took the
+ *     session over
  * @property {string} [message]
  */
 
@@ -50,6 +55,7 @@ export class Connection extends EventTarget {
   #heard = 0;
   #pinged = 0;
   #missed = 0;
+  #uploadBytes = Infinity;
   /** @type {ServerError | null} */ #refusal = null;
   /** @type {ConnectionState} */ #state = { state: "closed", attempts: 0 };
 
@@ -117,9 +123,14 @@ export class Connection extends EventTarget {
   /**
    * @param {number} kind  UPLOAD_MASK or UPLOAD_SESSION
    * @param {Blob} file
-   * @returns {Promise<object>} rejected with a ServerError
+   * @returns {Promise<object>} rejected with a ServerError, code "value" for a file larger than the server takes
    */
   async upload(kind, file) {
+    // A server closes the connection on whoever sends more than it takes.
+    if (file.size > this.#uploadBytes) {
+      const sizes = [file.size, this.#uploadBytes].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`);
+      throw new ServerError("value", `The file has ${sizes[0]}; this server takes ${sizes[1]}.`);
+    }
     const bytes = await file.arrayBuffer();
     return this.#ask((id) => {
       const message = new Uint8Array(UPLOAD_HEADER_BYTES + bytes.byteLength);
@@ -128,6 +139,11 @@ export class Connection extends EventTarget {
       message.set(new Uint8Array(bytes), UPLOAD_HEADER_BYTES);
       /** @type {WebSocket} */ (this.#socket).send(message);
     });
+  }
+
+  /** Opens a saved session in place of the present picture. @param {Blob} file */
+  openSession(file) {
+    return this.upload(UPLOAD_SESSION, file);
   }
 
   /**
@@ -218,7 +234,8 @@ export class Connection extends EventTarget {
   /** @param {any} message */
   #welcomed(message) {
     window.clearTimeout(this.#opening);
-    this.#attempts = this.#missed = this.#pinged = 0;
+    this.#missed = this.#pinged = 0;
+    this.#uploadBytes = message.limits.upload_bytes;
     this.#ping = window.setInterval(() => this.#checkAlive(), PING_EVERY_MS);
     this.#setState({ state: "open", attempts: 0 });
     this.#tell("welcome", message);
@@ -235,6 +252,7 @@ export class Connection extends EventTarget {
 
   /** Counts pings, not time: in a page out of sight timers hardly run. */
   #checkAlive() {
+    this.#attempts = 0; // subtle: not with the welcome, or a server that breaks right after it is never left in peace
     this.#missed = this.#pinged > this.#heard ? this.#missed + 1 : 0;
     if (this.#missed >= MOST_MISSED) return this.#closed(null);
     this.#pinged = performance.now();
@@ -248,16 +266,16 @@ export class Connection extends EventTarget {
     if (event?.code === CLOSE_REPLACED) {
       this.#refusal = new ServerError("replaced", "This picture was opened in another window.");
     }
-    if (this.#refusal) {
-      const { code, message } = this.#refusal;
-      this.#setState({ state: "refused", attempts: this.#attempts, code, message });
+    const why = this.#refusal && { code: this.#refusal.code, message: this.#refusal.message };
+    if (why && !PASSING.has(why.code)) {
+      this.#setState({ state: "refused", attempts: this.#attempts, ...why });
       return;
     }
-    const base = BACK_OFF_MS[Math.min(this.#attempts, BACK_OFF_MS.length - 1)];
+    const base = BACK_OFF_MS[Math.min(this.#attempts + (why ? PATIENCE : 0), BACK_OFF_MS.length - 1)];
     const delay = base * (0.75 + Math.random() / 2); // so that many pages do not all come back at once
     this.#attempts += 1;
     this.#retry = window.setTimeout(() => this.connect(), delay);
-    this.#setState({ state: "waiting", attempts: this.#attempts, retryAt: performance.now() + delay });
+    this.#setState({ state: "waiting", attempts: this.#attempts, retryAt: performance.now() + delay, ...why });
   }
 
   #drop() {

@@ -5,14 +5,16 @@ const AFTER_MS = 1500; // of rest
 export class SessionCopy {
   /** @type {Blob | null} */ file = null;
   #timer = 0;
+  #picture = 0; // counts what has been forgotten: what is on its way then is no copy of the present picture
 
   /** @param {import("./drag-canvas.js").DragCanvas} element */
   constructor(element) {
     this.element = element;
   }
 
+  /** There is another picture now. */
   forget() {
-    window.clearTimeout(this.#timer);
+    this.#picture += 1;
     this.file = null;
   }
 
@@ -24,9 +26,10 @@ export class SessionCopy {
 
   async #fetch() {
     const { element } = this;
-    if (!element.connection?.isOpen || element.running || !element.session) return;
+    if (!element.ready || element.running) return;
+    const picture = this.#picture;
     const of = element.session;
     const file = await element.download("session").catch(() => null); // a convenience: the next rest tries again
-    if (file && of === element.session) this.file = file;
+    if (file && picture === this.#picture && of === element.session) this.file = file;
   }
 }

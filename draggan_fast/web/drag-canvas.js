@@ -1,10 +1,11 @@
 /**
- * <drag-canvas src seed model token mode remember>: a generated picture that is edited by pulling at it.
+ * <drag-canvas src seed model label token mode remember>: a generated picture that is edited by pulling at it.
  *
  * docs/embedding.md, "The element", is its manual.
  */
 
-import { Connection, UPLOAD_MASK, UPLOAD_SESSION } from "./connection.js";
+import { Beginning, creation } from "./beginning.js";
+import { Connection, UPLOAD_MASK } from "./connection.js";
 import { SessionCopy } from "./copy.js";
 import { buildView } from "./drag-canvas-view.js";
 import { Driver } from "./driver.js";
@@ -12,22 +13,24 @@ import { Gestures } from "./gestures.js";
 import { Keyboard } from "./keys.js";
 import { Latency } from "./latency.js";
 import { Mask } from "./mask.js";
-import { LiveMode, MaskMode, PointMode } from "./modes.js";
-import { drawBrush, drawCursor, drawPoints, drawVeil, Layer, markSize } from "./overlay.js";
+import { Marks } from "./marks.js";
+import { hostOf, LiveMode, MaskMode, PointMode } from "./modes.js";
 import { Painter } from "./painter.js";
 import { Points } from "./points.js";
+import { Remembered } from "./remembered.js";
 import { Viewport } from "./viewport.js";
 
 const SMALL = 256; // pixels: up to here a picture is shown enlarged, and costs little to send as it is
 const VIEW_SMALL = { fps: 60, quality: 95, preview: "never" };
 const VIEW_LARGE = { fps: 60, quality: 90, preview: "auto" };
+const BRUSH = { least: 1 / 128, most: 40 / 128 }; // its radius, as a share of the picture's height
 const RUNNING = new Set(["running", "waiting"]);
 const FILES = { picture: "picture.png", webp: "timeline.webp", mp4: "timeline.mp4", session: "session.safetensors" };
 
 /** @typedef {import("./viewport.js").Point} Point */
 
 export class DragCanvas extends HTMLElement {
-  static observedAttributes = ["src", "seed", "model", "token", "mode"];
+  static observedAttributes = ["src", "seed", "model", "label", "token", "mode"];
 
   points = new Points();
   mask = new Mask();
@@ -46,14 +49,13 @@ export class DragCanvas extends HTMLElement {
   /** @type {Connection | null} */ connection = null;
 
   /** @type {Driver | null} */ #driver = null;
-  /** @type {Point | null} */ #hover = null;
-  #redrawing = 0;
+  #remembered = new Remembered(this);
+  #present = false; // the server has this picture, and this connection sees it
 
   constructor() {
     super();
     this.#view = buildView(this);
-    this.#overlay = new Layer(this.#view.overlay);
-    this.#veil = new Layer(this.#view.veil);
+    this.#marks = new Marks(this, this.#view, () => this.#keyboard.cursor);
     this.#painter = new Painter(
       this.#view.picture,
       (frame) => this.#painted(frame),
@@ -69,17 +71,21 @@ export class DragCanvas extends HTMLElement {
       viewed: () => this.#viewed(),
     });
     this.#view.stage.addEventListener("keydown", (event) => {
-      if (this.session && this.#keyboard.handle(event)) event.preventDefault();
+      if (this.ready && this.#keyboard.handle(event)) event.preventDefault();
+    });
+    this.#view.stage.addEventListener("focus", () => {
+      if (this.ready && this.#view.stage.matches(":focus-visible")) this.#keyboard.enter();
     });
     this.#view.stage.addEventListener("blur", () => this.#keyboard.leave());
     this.#resizes = new ResizeObserver(() => this.#resized());
   }
 
-  #view; #overlay; #veil; #painter; #gestures; #resizes;
-  #host = this.#makeHost();
+  #view; #marks; #painter; #gestures; #resizes;
+  #host = hostOf(this, () => /** @type {Driver} */ (this.#driver), () => this.#sendMask());
   #modes = { live: new LiveMode(this.#host), points: new PointMode(this.#host), mask: new MaskMode(this.#host) };
   #copy = new SessionCopy(this);
-  #keyboard = new Keyboard(this, this.#host, () => this.#redraw());
+  #beginning = new Beginning(this, this.#copy, (type, detail) => this.#tell(type, detail));
+  #keyboard = new Keyboard(this, this.#host, () => this.#marks.redraw());
 
   // --- the element in its page ---------------------------------------------------------------------------------------
 
@@ -91,13 +97,13 @@ export class DragCanvas extends HTMLElement {
 
   disconnectedCallback() {
     this.#resizes.disconnect();
-    this.#copy.forget();
     this.#disconnect();
   }
 
   /** @param {string} name @param {string | null} old @param {string | null} value */
   attributeChangedCallback(name, old, value) {
     if (old === value || !this.isConnected) return;
+    if (name === "src") this.#copy.forget(); // another server's picture
     if (name === "mode") this.#modeChanged();
     else if (name === "src" || name === "token") this.reconnect();
     else if (value !== null && this.connection?.isOpen) void this.create();
@@ -125,15 +131,26 @@ export class DragCanvas extends HTMLElement {
     return RUNNING.has(this.status?.state);
   }
 
+  /** Whether there is a connection, and a picture at its other end. */
+  get ready() {
+    return this.#present && (this.connection?.isOpen ?? false);
+  }
+
+  /** The saved session of what was seen last at rest. It outlives the server's own. @returns {Blob | null} */
+  get copy() {
+    return this.#copy.file;
+  }
+
   /** Whether the server has answered everything that was asked of the points. */
   get settled() {
     return this.#driver?.settled ?? true;
   }
 
-  /** Connects (again), with the present attributes. */
+  /** Connects (again), with the present attributes; to the same picture, if it is the same server. */
   reconnect() {
+    const { base } = this;
     this.#disconnect();
-    const connection = new Connection(this.base, this.getAttribute("token") ?? "", this.#remembered());
+    const connection = new Connection(base, this.getAttribute("token") ?? "", this.#remembered.session(base));
     this.connection = connection;
     this.#driver = new Driver(connection, this.points, this.latency, (error) => this.#problem(error));
     const on = (/** @type {string} */ type, /** @type {(detail: any) => void} */ handle) =>
@@ -145,6 +162,8 @@ export class DragCanvas extends HTMLElement {
     on("stats", (message) => this.#tell("stats", message));
     on("problem", (error) => this.#problem(error));
     on("state", (state) => {
+      this.#present = false;
+      this.#beginning.stop();
       if (state.state !== "open") this.#driver?.reset();
       this.#tell("connection", state);
     });
@@ -152,6 +171,7 @@ export class DragCanvas extends HTMLElement {
   }
 
   #disconnect() {
+    this.#beginning.stop();
     this.connection?.close();
     this.#driver?.reset();
     this.#painter.clear();
@@ -160,25 +180,26 @@ export class DragCanvas extends HTMLElement {
 
   // --- what a caller asks for; each resolves to whether the server did it, a refusal comes as an `error` event -------
 
-  /** A new picture. @param {{seed?: number, truncationPsi?: number, model?: string, label?: number}} [options] */
-  create(options = {}) {
-    const seed = options.seed ?? Number(this.getAttribute("seed") ?? 0);
-    this.truncationPsi = options.truncationPsi ?? this.truncationPsi;
-    const model = options.model ?? this.getAttribute("model");
-    this.#copy.forget();
-    return this.#request("create", {
-      seed,
-      truncation_psi: this.truncationPsi,
-      ...(model && { model }),
-      ...(options.label !== undefined && { label: options.label }),
-    });
+  /**
+   * A new picture. The copy of the present one is kept until it is there.
+   * @param {{seed?: number, truncationPsi?: number, model?: string, label?: number | null}} [options]
+   */
+  async create(options = {}) {
+    const done = await this.#request("create", creation(this, options));
+    if (done) this.#another();
+    return done;
+  }
+
+  /** Asks again, at once, for the picture that the server refused to open. */
+  retry() {
+    return this.#beginning.begin();
   }
 
   /** @param {Point[]} handles @param {Point[]} targets */
   setPoints(handles, targets) {
     this.points.clear();
     this.points.set(handles, targets);
-    this.#redraw();
+    this.#marks.redraw();
     return this.#driver?.setPoints();
   }
 
@@ -230,9 +251,20 @@ export class DragCanvas extends HTMLElement {
     return this.#request("settings", settings);
   }
 
+  /** @param {{radius?: number, erase?: boolean}} brush  radius in pixels, held to 1/128 … 40/128 of the picture */
+  setBrush({ radius = this.brush.radius, erase = this.brush.erase }) {
+    const { height } = this.viewport.picture;
+    this.brush.radius = Math.min(Math.max(radius, BRUSH.least * height), BRUSH.most * height);
+    this.brush.erase = erase;
+    const does = erase ? "erases: what must stay" : "paints what may move";
+    this.announce(`The brush ${does}. Radius ${Math.round(this.brush.radius)} pixels.`);
+    this.#marks.redraw();
+    this.#tell("brushchange", { ...this.brush });
+  }
+
   clearMask() {
     this.mask.clear();
-    this.#drawVeil();
+    this.#marks.drawVeil();
     return this.#request("mask", { clear: true });
   }
 
@@ -244,8 +276,10 @@ export class DragCanvas extends HTMLElement {
   }
 
   /** Opens a saved session in place of this picture. @param {Blob} file */
-  open(file) {
-    return this.#answered(this.connection?.upload(UPLOAD_SESSION, file));
+  async open(file) {
+    const done = await this.#answered(this.connection?.openSession(file));
+    if (done) this.#another();
+    return done;
   }
 
   /** @param {"picture" | "webp" | "mp4" | "session"} what @returns {Promise<Blob>} rejected with a ServerError */
@@ -279,26 +313,25 @@ export class DragCanvas extends HTMLElement {
   // --- what the server says ------------------------------------------------------------------------------------------
 
   /** @param {any} message */
-  async #welcomed(message) {
+  #welcomed(message) {
+    const resuming = this.connection?.session;
     this.welcome = message;
     this.#tell("welcome", message);
     this.connection?.send("view", { ...VIEW_SMALL, ...this.view });
     if (message.resumed) return;
-    const copy = this.#copy.file;
-    if (copy && (await this.open(copy))) {
-      this.#tell("restored", {});
-    } else {
-      await this.create(this.session ? { seed: this.session.seed ?? undefined } : {});
-    }
+    // Nothing is lost with a picture that nobody has touched, or whose copy is here.
+    if (resuming && !this.#copy.file && (!this.session || this.status?.step)) this.#tell("lost", {});
+    void this.#beginning.begin();
   }
 
   /** @param {any} message */
   #sessionChanged(message) {
     const other = message.session !== this.session?.session;
     this.session = message;
+    this.#present = true;
     this.truncationPsi = message.truncation_psi ?? this.truncationPsi;
     if (other) this.latency.reset();
-    this.#remember(message.session);
+    this.#remembered.note(/** @type {Connection} */ (this.connection).base, message.session);
     const { width, height } = message;
     this.viewport.setPicture(width, height);
     this.#painter.setSize(width, height);
@@ -322,7 +355,7 @@ export class DragCanvas extends HTMLElement {
     if (!this.running && this.#driver?.settled && !this.#gestures.pressing) {
       this.#driver.live = false;
       this.points.set(message.handles, message.targets);
-      this.#redraw();
+      this.#marks.redraw();
     }
     if (message.message) this.announce(message.message);
     this.#tell("status", message);
@@ -333,13 +366,19 @@ export class DragCanvas extends HTMLElement {
     if (!this.running) this.#copy.keep();
   }
 
+  /** The server has opened another picture at the user's wish: no attempt at the former one any more. */
+  #another() {
+    this.#beginning.stop();
+    this.#copy.forget();
+  }
+
   /** @param {any} frame */
   #painted(frame) {
     this.#view.picture.classList.add("shown");
     this.connection?.send("ack", { frame: frame.frame });
     const held = this.#gestures.pressing && this.mode === "points";
     if (!held) this.#driver?.track(frame.handles, this.viewport.picture.height);
-    this.#drawOverlay();
+    this.#marks.draw();
     const latency = this.latency.drawn(frame, performance.now());
     this.frame = frame;
     this.#tell("frame", { ...frame, latency });
@@ -359,40 +398,18 @@ export class DragCanvas extends HTMLElement {
 
   // --- small things --------------------------------------------------------------------------------------------------
 
-  /** What the modes work on: always the present driver, mode and state. @returns {import("./modes.js").Host} */
-  #makeHost() {
-    const element = this;
-    return {
-      points: this.points,
-      mask: this.mask,
-      viewport: this.viewport,
-      brush: this.brush,
-      get driver() {
-        return /** @type {Driver} */ (element.#driver);
-      },
-      get running() {
-        return element.running;
-      },
-      get mostPoints() {
-        return element.welcome?.limits.points ?? 64;
-      },
-      announce: (message) => this.announce(message),
-      sendMask: () => this.#sendMask(),
-    };
-  }
-
   async #sendMask() {
     const stroke = this.mask.end();
-    this.#drawVeil();
+    this.#marks.drawVeil();
     if (!stroke || (await this.#request("mask", stroke))) return;
     this.mask.revert();
-    this.#drawVeil();
+    this.#marks.drawVeil();
   }
 
   /** @param {string | null} png  base64 */
   async #showMask(png) {
     await this.mask.load(png);
-    this.#drawVeil();
+    this.#marks.drawVeil();
   }
 
   /** @param {string} type @param {object} [fields] @returns {Promise<boolean>} */
@@ -413,26 +430,28 @@ export class DragCanvas extends HTMLElement {
 
   /** @param {() => void} act */
   #pressed(act) {
-    if (!this.connection?.isOpen || !this.session) return;
-    this.#keyboard.cursor = null;
+    if (!this.ready) return;
+    this.#keyboard.leave();
     this.#view.stage.classList.add("pulling");
     act();
-    this.#redraw();
+    this.#marks.redraw();
   }
 
   /** @param {() => void} act */
   #gesture(act) {
     act();
     this.#view.stage.classList.toggle("pulling", this.#gestures.pressing);
-    if (this.mask.painting) this.#drawVeil();
-    this.#redraw();
+    if (this.mask.painting) this.#marks.drawVeil();
+    this.#marks.redraw();
   }
 
   /** @param {Point | null} at */
   #hovered(at) {
-    this.#hover = at;
-    if (this.mode === "mask") this.#redraw();
-    else if (at && !this.#gestures.pressing) {
+    this.#marks.hover = at;
+    if (this.mode === "mask") {
+      if (at) this.#keyboard.leave(); // one brush, not two
+      this.#marks.redraw();
+    } else if (at && !this.#gestures.pressing) {
       const over = this.points.hit(at, 14, (point) => this.viewport.toScreen(point)) !== null;
       this.#view.stage.classList.toggle("grab", over);
     }
@@ -440,55 +459,24 @@ export class DragCanvas extends HTMLElement {
 
   #modeChanged() {
     this.points.pending = null;
+    this.#keyboard.leave();
     this.#view.stage.classList.toggle("brush", this.mode === "mask");
     this.#view.veil.classList.toggle("clear", this.mode === "mask");
-    this.#redraw();
+    this.#marks.redraw();
     this.#tell("modechange", { mode: this.mode });
   }
 
   #resized() {
-    const ratio = window.devicePixelRatio || 1;
-    for (const layer of [this.#overlay, this.#veil]) layer.setSize(this.clientWidth, this.clientHeight, ratio);
+    this.#marks.resize();
     this.viewport.setBox(this.clientWidth, this.clientHeight);
     this.#viewed();
   }
 
   #viewed() {
     this.#painter.place(this.viewport.rectangle);
-    this.#drawVeil();
-    this.#redraw();
+    this.#marks.drawVeil();
+    this.#marks.redraw();
     this.#tell("viewchange", { zoom: this.viewport.zoom });
-  }
-
-  #drawVeil() {
-    this.#view.veil.hidden = !this.mask.present; // a layer less to compose in every frame
-    if (this.mask.present) drawVeil(this.#veil, this.mask, this.viewport);
-  }
-
-  #redraw() {
-    if (!this.#redrawing) this.#redrawing = requestAnimationFrame(() => this.#drawOverlay());
-  }
-
-  #drawOverlay() {
-    this.#redrawing = 0;
-    const context = this.#overlay.begin();
-    if (!this.session) return;
-    const project = (/** @type {Point} */ point) => this.viewport.toScreen(point);
-    if (this.mode === "mask") {
-      if (this.#hover) drawBrush(context, this.#hover, this.brush.radius * this.viewport.scale, this.brush.erase);
-      return;
-    }
-    drawPoints(context, this.points, project, markSize(Math.min(this.clientWidth, this.clientHeight)));
-    if (this.#keyboard.cursor) drawCursor(context, project(this.#keyboard.cursor));
-  }
-
-  #remembered() {
-    return this.hasAttribute("remember") ? (sessionStorage.getItem(`drag-canvas:${this.base}`) ?? "") : "";
-  }
-
-  /** @param {string} session */
-  #remember(session) {
-    if (this.hasAttribute("remember")) sessionStorage.setItem(`drag-canvas:${this.base}`, session);
   }
 
   /** @param {string} type @param {unknown} detail */

@@ -80,7 +80,7 @@ export function buildExportMenu(button, menu, canvas, report) {
 }
 
 /** @param {Blob} blob @param {string} file */
-function save(blob, file) {
+export function save(blob, file) {
   const url = URL.createObjectURL(blob);
   const link = make("a", { href: url, download: file });
   link.click();

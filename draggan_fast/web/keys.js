@@ -1,20 +1,15 @@
-/** The keyboard: everything that a pointer can do to the points, without one. */
+/** The keyboard: everything that a pointer can do to the points and the mask, without one. */
+
+import { ARROWS, FAR, MaskKeys } from "./keys-mask.js";
 
 /** @typedef {import("./viewport.js").Point} Point */
 /** @typedef {import("./points.js").Selection} Selection */
 
-const ARROWS = /** @type {Record<string, Point>} */ ({
-  ArrowLeft: [-1, 0],
-  ArrowRight: [1, 0],
-  ArrowUp: [0, -1],
-  ArrowDown: [0, 1],
-});
-const FAR = 10; // picture pixels at once, with Shift
 const SETTLE_AFTER_MS = 500; // of no further key
 const SEND_AFTER_MS = 200;
 
 export class Keyboard {
-  /** Where Enter places a point, in picture pixels. @type {Point | null} */ cursor = null;
+  /** Where Enter places a point, in picture pixels. @type {Point | null} */ #cursor = null;
   #timer = 0;
   #unsent = false; // a handle has been moved here, but not yet at the server
 
@@ -27,18 +22,36 @@ export class Keyboard {
     this.element = element;
     this.host = host;
     this.changed = changed;
+    this.brush = new MaskKeys(element, host);
+  }
+
+  /** What the arrow keys move, if it is no point: in picture pixels. @returns {Point | null} */
+  get cursor() {
+    return this.element.mode === "mask" ? this.brush.cursor : this.#cursor;
+  }
+
+  /** The focus came by the keyboard. */
+  enter() {
+    if (this.element.mode === "mask") this.brush.enter();
+    this.changed();
   }
 
   /** @param {KeyboardEvent} event @returns {boolean} whether the key was meant for the picture */
   handle(event) {
-    if (event.altKey) return false;
+    const composed = event.getModifierState("AltGraph"); // [ and ] on many keyboards; Windows says Control and Alt too
+    if (event.altKey && !composed) return false;
     const { element } = this;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (event.ctrlKey || event.metaKey) {
+    if ((event.ctrlKey || event.metaKey) && !composed) {
       if (key === "z") void (event.shiftKey ? element.redo() : element.undo());
       else if (key === "y") void element.redo();
       else return false;
       return true;
+    }
+    if (element.mode === "mask") {
+      const meant = this.brush.handle(key, event);
+      if (meant) this.changed();
+      return meant || this.#view(key);
     }
     if (key in ARROWS) {
       const [dx, dy] = ARROWS[key];
@@ -61,24 +74,23 @@ export class Keyboard {
         return true;
       case "Escape":
         return this.#escape();
-      case "+":
-      case "=":
-        element.zoomBy(1.25);
-        return true;
-      case "-":
-        element.zoomBy(0.8);
-        return true;
-      case "0":
-        element.resetZoom();
-        return true;
       default:
-        return false;
+        return this.#view(key);
     }
   }
 
   leave() {
-    this.cursor = null;
+    this.#cursor = this.brush.cursor = null;
     this.changed();
+  }
+
+  /** @param {string} key @returns {boolean} */
+  #view(key) {
+    if (key === "0") this.element.resetZoom();
+    else if (key === "+" || key === "=") this.element.zoomBy(1.25);
+    else if (key === "-") this.element.zoomBy(0.8);
+    else return false;
+    return true;
   }
 
   /** Moves the selected point, or the cursor. @param {number} dx @param {number} dy */
@@ -88,7 +100,7 @@ export class Keyboard {
     const [x, y] = points.selectedPoint ?? this.#where();
     const to = viewport.inside([x + dx, y + dy]);
     if (!selected) {
-      this.cursor = to;
+      this.#cursor = to;
       this.changed();
       return;
     }
@@ -117,7 +129,7 @@ export class Keyboard {
     const { points, announce } = this.host;
     const found = points.cycle(direction);
     if (points.selected) announce(`${named(points.selected)} selected.`);
-    this.cursor = null;
+    this.#cursor = null;
     this.changed();
     return found;
   }
@@ -129,14 +141,14 @@ export class Keyboard {
     if (mode === "mask" || points.selected) return;
     const at = this.#where();
     if (mode === "points" && !points.pending) {
-      points.pending = this.cursor = at;
+      points.pending = this.#cursor = at;
       announce("Handle placed. Move the cursor and press Enter to place its target.");
       this.changed();
       return;
     }
     if (mode === "live") points.set([at], [at]);
     else if (points.pending) points.add(points.pending, at);
-    points.pending = this.cursor = null;
+    points.pending = this.#cursor = null;
     points.selected = { kind: "target", index: points.count - 1 };
     announce(`Point ${points.count} placed. Arrow keys move its target.`);
     this.#send();
@@ -158,8 +170,8 @@ export class Keyboard {
   /** @returns {boolean} whether there was anything to leave */
   #escape() {
     const { points } = this.host;
-    const any = points.pending !== null || points.selected !== null || this.cursor !== null;
-    points.pending = points.selected = this.cursor = null;
+    const any = points.pending !== null || points.selected !== null || this.#cursor !== null;
+    points.pending = points.selected = this.#cursor = null;
     this.changed();
     return any;
   }
@@ -167,7 +179,7 @@ export class Keyboard {
   /** The cursor, or else the middle of the picture. @returns {Point} */
   #where() {
     const { width, height } = this.host.viewport.picture;
-    return this.cursor ?? [Math.floor(width / 2), Math.floor(height / 2)];
+    return this.#cursor ?? [Math.floor(width / 2), Math.floor(height / 2)];
   }
 }
 

@@ -27,7 +27,7 @@ export class LatencyPanel {
       make("div", {}, cell(name, "dd"), make("dt", {}, label));
     const fact = (/** @type {string} */ name, /** @type {string} */ label) =>
       make("div", {}, make("dt", {}, label), cell(name, "dd"));
-    this.bar = make("div", { class: "stages", "aria-hidden": "true" });
+    this.bar = make("div", { class: "stages none", "aria-hidden": "true" });
     for (const [name] of STAGES) this.bar.append(make("span", { class: name }));
     place.append(
       make(

@@ -39,6 +39,12 @@ export class Mask {
     return this.#stroke !== null;
   }
 
+  /** Whether this point of the picture may move. @param {Point} at */
+  movableAt([x, y]) {
+    const at = (/** @type {number} */ value) => Math.floor((value + 0.5) * this.#factor);
+    return !this.present || this.context.getImageData(at(x), at(y), 1, 1).data[3] >= 128;
+  }
+
   /**
    * The first stroke decides what the rest is: fixed around a movable one, movable around a fixed one.
    * @param {Point} at @param {number} radius  in pixels of the picture

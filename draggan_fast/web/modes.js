@@ -22,6 +22,34 @@ const PULL = 6; // CSS pixels after which a press in point mode pulls a target o
  * @property {() => void} sendMask
  */
 
+/**
+ * Of this element: always its present driver, state and limits.
+ * @param {import("./drag-canvas.js").DragCanvas} element
+ * @param {() => import("./driver.js").Driver} driver
+ * @param {() => void} sendMask
+ * @returns {Host}
+ */
+export function hostOf(element, driver, sendMask) {
+  const { points, mask, viewport, brush } = element;
+  return {
+    points,
+    mask,
+    viewport,
+    brush,
+    get driver() {
+      return driver();
+    },
+    get running() {
+      return element.running;
+    },
+    get mostPoints() {
+      return element.welcome?.limits.points ?? 64;
+    },
+    announce: (message) => element.announce(message),
+    sendMask,
+  };
+}
+
 /** @param {Host} host @param {Point} at @param {PointerEvent} event */
 function hit(host, at, event) {
   const reach = REACH[/** @type {keyof typeof REACH} */ (event.pointerType)] ?? REACH.mouse;

@@ -120,26 +120,33 @@ function ring(context, [x, y], radius, width, colour) {
 }
 
 /**
- * The brush under the pointer.
+ * The brush, under the pointer or moved by the keyboard: then with its middle marked.
  * @param {CanvasRenderingContext2D} context @param {Point} at @param {number} radius @param {boolean} erasing
+ * @param {boolean} centred @param {number} size  of the marks, 1 = as usual
  */
-export function drawBrush(context, at, radius, erasing) {
-  ring(context, at, radius, 3.5, CASING);
-  context.setLineDash(erasing ? [6, 5] : []);
-  ring(context, at, radius, 1.5, "#ffffff");
+export function drawBrush(context, at, radius, erasing, centred, size) {
+  ring(context, at, radius, 3.5 * size, CASING);
+  context.setLineDash(erasing ? [6 * size, 5 * size] : []);
+  ring(context, at, radius, 1.5 * size, "#ffffff");
   context.setLineDash([]);
+  if (!centred) return;
+  disc(context, at, 4 * size, CASING);
+  disc(context, at, 2.5 * size, "#ffffff");
 }
 
-/** Where Enter would place a point. @param {CanvasRenderingContext2D} context @param {Point} at */
-export function drawCursor(context, [x, y]) {
+/**
+ * Where Enter would place a point.
+ * @param {CanvasRenderingContext2D} context @param {Point} at @param {number} size  of the marks, 1 = as usual
+ */
+export function drawCursor(context, [x, y], size) {
   context.lineCap = "round";
   for (const [width, colour] of /** @type {[number, string][]} */ ([[5, CASING], [2, "#ffffff"]])) {
-    context.lineWidth = width;
+    context.lineWidth = width * size;
     context.strokeStyle = colour;
     context.beginPath();
     for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
-      context.moveTo(x + 5 * dx, y + 5 * dy);
-      context.lineTo(x + 14 * dx, y + 14 * dy);
+      context.moveTo(x + 5 * size * dx, y + 5 * size * dy);
+      context.lineTo(x + 14 * size * dx, y + 14 * size * dy);
     }
     context.stroke();
   }
@@ -169,11 +176,14 @@ function hatch() {
 /**
  * Dims and hatches what must stay.
  * @param {Layer} layer @param {import("./mask.js").Mask} mask @param {import("./viewport.js").Viewport} viewport
+ * @param {number} size  of the hatching, 1 = as usual
  */
-export function drawVeil(layer, mask, viewport) {
+export function drawVeil(layer, mask, viewport, size) {
   const context = layer.begin();
   const { left, top, width, height } = viewport.rectangle;
-  context.fillStyle = /** @type {CanvasPattern} */ (context.createPattern(hatch(), "repeat"));
+  const pattern = /** @type {CanvasPattern} */ (context.createPattern(hatch(), "repeat"));
+  pattern.setTransform(new DOMMatrix().scale(size));
+  context.fillStyle = pattern;
   context.fillRect(left, top, width, height);
   context.globalCompositeOperation = "destination-out";
   context.imageSmoothingQuality = "high";

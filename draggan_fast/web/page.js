@@ -3,7 +3,9 @@
 import { byId } from "./dom.js";
 import { DragCanvas } from "./drag-canvas.js";
 import { buildExportMenu } from "./export.js";
+import { buildHelp } from "./help.js";
 import { LatencyPanel } from "./latency-panel.js";
+import { ModelChoice } from "./models.js";
 import { Notices } from "./notices.js";
 import { Seeds } from "./seeds.js";
 import { DragSettings, SliderRow, TRUNCATION } from "./settings.js";
@@ -74,11 +76,25 @@ function wireModes() {
   }
   byId("brush-size").addEventListener("input", setBrushSize);
   canvas.addEventListener("session", setBrushSize);
+  canvas.addEventListener("brushchange", (/** @type {any} */ event) => {
+    const { radius, erase } = event.detail;
+    byId("brush-size").value = String(Math.round((radius * 128) / canvas.viewport.picture.height));
+    showBrushSize();
+    for (const radio of radios("brush")) radio.checked = erase === (radio.value === "erase");
+  });
+  showBrushSize();
 }
 
 /** The slider's scale is that of a picture of 128 pixels. */
 function setBrushSize() {
   canvas.brush.radius = (Number(byId("brush-size").value) / 128) * (canvas.session?.height ?? 128);
+  showBrushSize();
+}
+
+/** How much of the slider's track is filled. */
+function showBrushSize() {
+  const { value, min, max, style } = byId("brush-size");
+  style.setProperty("--at", String((value - min) / (max - min)));
 }
 
 function wireButtons() {
@@ -97,9 +113,10 @@ function wireButtons() {
     // Undo works wherever the focus is, but for a field that has its own.
     const { target } = event;
     const field = target instanceof HTMLInputElement && ["number", "password"].includes(target.type);
-    if (event.defaultPrevented || field || !(event.ctrlKey || event.metaKey) || !"zy".includes(event.key.toLowerCase())) return;
+    const key = event.key.toLowerCase();
+    if (event.defaultPrevented || field || !(event.ctrlKey || event.metaKey) || !"zy".includes(key)) return;
     event.preventDefault();
-    void (event.shiftKey || event.key.toLowerCase() === "y" ? canvas.redo() : canvas.undo());
+    void (event.shiftKey || key === "y" ? canvas.redo() : canvas.undo());
   });
   canvas.addEventListener("viewchange", (/** @type {any} */ event) => {
     const percent = `${Math.round(event.detail.zoom * 100)} %`;
@@ -109,16 +126,20 @@ function wireButtons() {
   });
 }
 
-function wirePicture() {
+/** @param {DragSettings} settings @returns {ModelChoice} */
+function wirePicture(settings) {
   const seed = byId("seed");
-  const show = (/** @type {number} */ value) => canvas.create({ seed: value });
+  const show = (/** @type {number} */ value, choice = of()) => canvas.create({ seed: value, ...choice });
+  const of = () => ({ model: canvas.session?.model, label: canvas.session?.label });
+  const models = new ModelChoice(byId("model-choice"), canvas, (choice) => {
+    void show(canvas.session?.seed ?? FIRST_SEED, choice);
+  });
   const seeds = new Seeds(byId("seeds"), canvas, show);
   const truncation = new SliderRow(TRUNCATION, (value) => {
     canvas.truncationPsi = value;
     if (canvas.session?.seed !== null) void show(canvas.session.seed);
     seeds.load();
   });
-  truncation.value = DEFAULT_PSI;
   truncation.mark({ default: DEFAULT_PSI });
   byId("truncation").append(truncation.element);
   byId("random").addEventListener("click", () => show(Math.floor(Math.random() * 1_000_000)));
@@ -130,6 +151,8 @@ function wirePicture() {
   canvas.addEventListener("session", (/** @type {any} */ event) => {
     const { model, seed: present, width, height } = event.detail;
     truncation.value = canvas.truncationPsi;
+    const { settings: defaults } = models.find(model) ?? {};
+    if (defaults) settings.mark(defaults);
     seed.value = present ?? "";
     seeds.mark(present);
     canvas.style.setProperty("--aspect", `${width} / ${height}`);
@@ -137,6 +160,7 @@ function wirePicture() {
     if (loaded !== model) seeds.load();
     loaded = model;
   });
+  return models;
 }
 
 function wireStatus() {
@@ -160,12 +184,17 @@ function wireStatus() {
   canvas.addEventListener("frame", (/** @type {any} */ event) => {
     if (event.detail.running) showState(canvas.status?.state, event.detail.step);
   });
-  canvas.addEventListener("error", () => {
-    if (!canvas.session) byId("state-text").textContent = "No picture";
+  canvas.addEventListener("error", (/** @type {any} */ event) => {
+    if (!event.detail.opening) return;
+    byId("state-text").textContent = "No picture";
+    document.body.classList.add("offline");
+    state.dataset.state = "offline";
   });
+  canvas.addEventListener("session", () => document.body.classList.remove("offline"));
   canvas.addEventListener("connection", (/** @type {any} */ event) => {
     const open = event.detail.state === "open";
-    document.body.classList.toggle("offline", !open);
+    // Until the picture is there: the first status says how it is.
+    if (!open) document.body.classList.add("offline");
     if (!open) byId("state-text").textContent = event.detail.state === "refused" ? "Not connected" : "Connecting";
     if (!open) state.dataset.state = "offline";
   });
@@ -195,16 +224,17 @@ function showState(state, step) {
   byId("state-text").textContent = (STATES[state] ?? state) + steps;
 }
 
-function begin() {
+async function begin() {
   wireModes();
   wireButtons();
-  wirePicture();
+  const settings = new DragSettings(byId("sliders"), canvas);
+  const models = wirePicture(settings);
   wireStatus();
   wireHints();
   const notices = new Notices(canvas, authorise);
-  new DragSettings(byId("sliders"), canvas);
   new Timeline(byId("timeline"), canvas);
   new LatencyPanel(byId("latency"), canvas);
+  buildHelp(byId("help"));
   buildExportMenu(byId("export"), byId("export-menu"), canvas, (text) => notices.toast(text));
   if (matchMedia(NARROW).matches) for (const section of document.querySelectorAll("details")) section.open = false;
   canvas.setAttribute("seed", new URLSearchParams(location.hash.slice(1)).get("seed") ?? String(FIRST_SEED));
@@ -212,7 +242,9 @@ function begin() {
   canvas.setAttribute("remember", "");
   canvas.setAttribute("src", ".");
   canvas.append(byId("over"));
+  // What is served decides how the first picture is asked for; without a token only the connection's notice can ask.
+  if (!(await models.load())) canvas.addEventListener("welcome", () => models.load(), { once: true });
   byId("stage").append(canvas); // last: it connects, and everybody listens by now
 }
 
-begin();
+void begin();

@@ -63,23 +63,26 @@ export class SliderRow {
   /**
    * @param {Slider} slider
    * @param {(value: number) => void} changed  when the user lets go
+   *
+   * It shows no position and takes none until it has been given a value.
    */
   constructor(slider, changed) {
     this.slider = slider;
-    this.output = make("output", { class: "number" });
+    this.output = make("output", { class: "number" }, "–");
     this.input = make("input", {
       type: "range",
       min: slider.step ? slider.least : 0,
       max: slider.step ? slider.most : LOG_STEPS,
       step: slider.step ?? 1,
       id: `slider-${slider.name}`,
+      disabled: true,
       input: () => this.#show(this.value),
       change: () => changed(this.value),
     });
     this.marks = make("div", { class: "marks" });
     this.element = make(
       "div",
-      { class: "slider", title: slider.hint },
+      { class: "slider unset", title: slider.hint },
       make("label", { for: `slider-${slider.name}` }, slider.label),
       this.output,
       this.input,
@@ -96,6 +99,9 @@ export class SliderRow {
 
   /** @param {number} value */
   set value(value) {
+    this.input.disabled = false;
+    this.element.classList.remove("unset");
+    for (const mark of this.marks.querySelectorAll("button")) mark.disabled = false;
     this.input.value = String(this.slider.step ? value : Math.round(this.#share(value) * LOG_STEPS));
     this.#show(value);
   }
@@ -115,6 +121,7 @@ export class SliderRow {
             type: "button",
             class: "mark",
             title: `Set to ${value}`,
+            disabled: this.input.disabled,
             click: () => {
               this.value = value;
               this.changed(value);
@@ -147,21 +154,40 @@ export class SliderRow {
 
 /** The sliders of the drag, bound to the session's settings. */
 export class DragSettings {
+  /** @type {Record<string, number>} */ #published = {};
+  /** As the server has them. @type {Record<string, number>} */ #present = {};
+
   /** @param {HTMLElement} place @param {import("./drag-canvas.js").DragCanvas} canvas */
   constructor(place, canvas) {
-    this.rows = DRAG_SLIDERS.map(
-      (slider) => new SliderRow(slider, (value) => canvas.configure({ [slider.name]: value })),
-    );
+    this.canvas = canvas;
+    this.rows = DRAG_SLIDERS.map((slider) => new SliderRow(slider, (value) => this.#change(slider.name, value)));
     place.append(...this.rows.map((row) => row.element));
     canvas.addEventListener("welcome", (/** @type {any} */ event) => {
-      for (const row of this.rows) {
-        const { name } = row.slider;
-        row.mark({ published: event.detail.published[name], "this model": event.detail.settings[name] });
-        if (!canvas.session) row.value = event.detail.settings[name];
-      }
+      this.#published = event.detail.published;
+      this.mark(event.detail.settings);
     });
     canvas.addEventListener("session", (/** @type {any} */ event) => {
-      for (const row of this.rows) row.value = event.detail.settings[row.slider.name];
+      this.#present = { ...event.detail.settings };
+      for (const row of this.rows) row.value = this.#present[row.slider.name];
     });
+  }
+
+  /** @param {Record<string, number>} settings  the defaults of the picture's model */
+  mark(settings) {
+    for (const row of this.rows) {
+      const { name } = row.slider;
+      row.mark({ published: this.#published[name], "this model": settings[name] });
+    }
+  }
+
+  /** @param {string} name @param {number} value */
+  async #change(name, value) {
+    if (await this.canvas.configure({ [name]: value })) this.#present[name] = value;
+    else this.#row(name).value = this.#present[name]; // it was refused: not what is shown
+  }
+
+  /** @param {string} name @returns {SliderRow} */
+  #row(name) {
+    return /** @type {SliderRow} */ (this.rows.find((row) => row.slider.name === name));
   }
 }

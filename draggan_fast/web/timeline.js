@@ -32,12 +32,18 @@ export class Timeline {
     place.append(this.film, this.input, this.empty);
     canvas.addEventListener("status", (/** @type {any} */ event) => this.#show(event.detail));
     canvas.addEventListener("frame", (/** @type {any} */ event) => {
-      if (event.detail.running) this.#stale = true;
+      if (event.detail.running) this.#outdate();
     });
     new ResizeObserver(() => {
-      this.#stale = true;
+      this.#outdate();
       this.#later();
     }).observe(place);
+  }
+
+  /** What the film shows is no longer so: it is dimmed, cell by cell, until the picture rests. */
+  #outdate() {
+    this.#stale = true;
+    for (const cell of this.film.children) cell.classList.add("stale");
   }
 
   /** @param {any} status */
@@ -45,7 +51,9 @@ export class Timeline {
     this.#stale ||= status.timeline !== this.#length;
     this.#length = status.timeline;
     const any = status.timeline > 1;
-    if (!any) this.film.replaceChildren();
+    if (any) this.#cells(); // empty ones say what will be there
+    else this.film.replaceChildren();
+    if (this.#stale) this.#outdate();
     this.place.classList.toggle("any", any);
     this.input.disabled = !any;
     this.input.max = String(Math.max(status.timeline - 1, 0));
@@ -93,7 +101,10 @@ export class Timeline {
       try {
         const path = `api/sessions/${of}/timeline/${index}.webp?size=${SIZE}`;
         const blob = await canvas.fetch(path, loading.signal);
-        for (const image of images) showBlob(image, blob);
+        for (const image of images) {
+          showBlob(image, blob);
+          image.parentElement?.classList.remove("stale");
+        }
       } catch {
         return; // overtaken, or the server is gone: the next rest loads them
       }
@@ -107,12 +118,13 @@ export class Timeline {
     const count = Math.max(Math.round(film.clientWidth / Math.max(film.clientHeight, 1)), 2);
     while (film.childElementCount > count) film.lastElementChild?.remove();
     while (film.childElementCount < count) {
-      film.append(make("img", { alt: "", draggable: "false", width: SIZE, height: SIZE }));
+      const image = make("img", { alt: "", draggable: "false", width: SIZE, height: SIZE });
+      film.append(make("span", { class: "cell" }, image));
     }
     /** @type {Map<number, HTMLImageElement[]>} */ const cells = new Map();
-    [...film.children].forEach((image, place) => {
+    film.querySelectorAll("img").forEach((image, place) => {
       const index = Math.round((place * (this.#length - 1)) / (count - 1));
-      cells.set(index, [...(cells.get(index) ?? []), /** @type {HTMLImageElement} */ (image)]);
+      cells.set(index, [...(cells.get(index) ?? []), image]);
     });
     return cells;
   }

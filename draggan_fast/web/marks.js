@@ -1,0 +1,62 @@
+/** What lies over the picture in the element: points, brush, cursor, the veil over what must stay. When it is drawn. */
+
+import { drawBrush, drawCursor, drawPoints, drawVeil, Layer, markSize } from "./overlay.js";
+
+/** @typedef {import("./viewport.js").Point} Point */
+
+export class Marks {
+  /** Where the pointer is, in CSS pixels of the element. @type {Point | null} */ hover = null;
+  #redrawing = 0;
+  #overlay;
+  #veil;
+
+  /**
+   * @param {import("./drag-canvas.js").DragCanvas} element
+   * @param {{overlay: HTMLCanvasElement, veil: HTMLCanvasElement}} view
+   * @param {() => Point | null} cursor  the keyboard's, in picture pixels
+   */
+  constructor(element, { overlay, veil }, cursor) {
+    this.element = element;
+    this.cursor = cursor;
+    this.#overlay = new Layer(overlay);
+    this.#veil = new Layer(veil);
+  }
+
+  resize() {
+    const { clientWidth, clientHeight } = this.element;
+    const ratio = window.devicePixelRatio || 1;
+    for (const layer of [this.#overlay, this.#veil]) layer.setSize(clientWidth, clientHeight, ratio);
+  }
+
+  get #size() {
+    return markSize(Math.min(this.element.clientWidth, this.element.clientHeight));
+  }
+
+  drawVeil() {
+    const { mask, viewport } = this.element;
+    this.#veil.canvas.hidden = !mask.present; // a layer less to compose in every frame
+    if (mask.present) drawVeil(this.#veil, mask, viewport, this.#size);
+  }
+
+  /** In the next animation frame. */
+  redraw() {
+    if (!this.#redrawing) this.#redrawing = requestAnimationFrame(() => this.draw());
+  }
+
+  draw() {
+    this.#redrawing = 0;
+    const { element } = this;
+    const { brush, viewport } = element;
+    const context = this.#overlay.begin();
+    if (!element.session) return;
+    const project = (/** @type {Point} */ point) => viewport.toScreen(point);
+    const cursor = this.cursor();
+    if (element.mode === "mask") {
+      const at = cursor ? project(cursor) : this.hover;
+      if (at) drawBrush(context, at, brush.radius * viewport.scale, brush.erase, cursor !== null, this.#size);
+      return;
+    }
+    drawPoints(context, element.points, project, this.#size);
+    if (cursor) drawCursor(context, project(cursor), this.#size);
+  }
+}

@@ -1,0 +1,254 @@
+"""The page when it is refused something, used by keyboard, or in front of several models: with a tiny model."""
+
+import contextlib
+import os
+import re
+
+import numpy as np
+import pytest
+from draggan_fast.bench.browser import browser, find_chromium
+from draggan_fast.bench.page_soak import METRICS, SAMPLES, Soak
+
+import draggan_fast as dg
+from draggan_fast import session_file
+from tests.live_client import Client, running
+from tests.live_models import tiny_model
+from tests.page_tabs import NO_BROWSER, Tab, choose_mode, mask_of, wait_until
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]
+if find_chromium() is None:
+    pytest.skip(NO_BROWSER, allow_module_level=True)
+
+# A copy is wanted at once, and an attempt must not come before the test has looked.
+HURRY = "const later = setTimeout; window.setTimeout = (act, ms) => later(act, ms === 1500 ? 50 : ms);"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as launched:
+        yield launched
+
+
+@pytest.fixture
+def open_tab(chromium):
+    tabs = []
+
+    def opened(port, *, ready=True, before="", **options):
+        tab = Tab(chromium, f"http://127.0.0.1:{port}/", **options)
+        tabs.append(tab)
+        tab.loses_server = True  # the test's server ends before its tabs
+        tab.context.add_init_script(HURRY + before)
+        if ready:
+            tab.live.open()
+        else:
+            tab.page.goto(tab.live.url)
+        return tab
+
+    yield opened
+    for tab in tabs:
+        tab.close()
+
+
+@contextlib.contextmanager
+def edited(open_tab):
+    """A tab whose picture has been dragged and copied, and whose server has gone; its port."""
+    with running(dg.create_app(tiny_model())) as port:
+        tab = open_tab(port)
+        live = tab.live
+        live.element("element.setPoints([[10, 10]], [[20, 12]]) && element.step(3)")
+        live.until("element.status.step === 3 && !element.running && element.copy !== null")
+    tab.page.get_by_text("Reconnecting").wait_for()
+    yield tab, port
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_an_edited_picture_outlives_a_server_that_is_full(open_tab):
+    with (
+        edited(open_tab) as (tab, port),
+        running(dg.create_app(tiny_model(), max_sessions=1), port),
+        Client(port) as other,
+    ):
+        live, page = tab.live, tab.page
+        other.create(seed=1)
+        card = page.locator("#notice")
+        card.get_by_text("All places are taken").wait_for()
+        assert "Your picture is safe in this page." in card.inner_text()
+        assert "Trying again" in card.inner_text()
+        live.element("window.kept = element.copy")
+        page.locator("#seeds button").nth(1).click()  # refused too: that is no reason to give the picture up
+        page.locator("#toast", has_text="as many pictures open as it may").wait_for()
+        assert live.element("element.copy === window.kept")
+        with page.expect_download() as waiting:
+            card.get_by_role("button", name="Save it").click()
+        assert session_file.recorded_start(waiting.value.path().read_bytes()).length > 0
+        other.say("close")
+        card.get_by_role("button", name="Try now").click()
+        live.until("element.ready && element.status.step === 3")
+        page.locator("#toast", has_text="It is back").wait_for()
+        assert card.is_hidden()
+        assert live.element("element.points.targets") == [[20, 12]]
+
+
+def test_a_refusal_that_passes_is_tried_again_without_a_hand(open_tab):
+    with running(dg.create_app(tiny_model(), max_sessions=1)) as port, Client(port) as other:
+        other.create(seed=1)
+        tab = open_tab(port, ready=False)
+        tab.page.get_by_text("All places are taken").wait_for()
+        assert tab.live.element("element.copy") is None
+        assert tab.page.get_by_role("button", name="Save it").count() == 0
+        other.say("close")
+        tab.live.wait_for_picture()
+        tab.live.until("element.ready")
+        assert tab.page.locator("#notice").is_hidden()
+
+
+def test_a_picture_of_a_model_that_is_gone_is_not_replaced_in_silence(open_tab):
+    with edited(open_tab) as (tab, port), running(dg.create_app(tiny_model("other")), port):
+        live, page = tab.live, tab.page
+        card = page.locator("#notice")
+        card.get_by_text("Your picture could not be opened").wait_for()
+        assert "not served here" in card.inner_text()
+        assert "Trying again" not in card.inner_text()
+        card.get_by_role("button", name="Try again").click()
+        card.get_by_text("Your picture could not be opened").wait_for()
+        assert live.element("element.copy !== null")
+        card.get_by_role("button", name="Begin anew").click()
+        live.until("element.ready && element.session.model === 'other' && element.status.step === 0")
+        assert card.is_hidden()
+
+
+def test_a_drag_that_ran_out_of_memory_goes_on_by_itself(open_tab, monkeypatch):
+    failures = [MemoryError(), None]
+    step = dg.DragSession.step
+
+    def scarce(session, *args):
+        if failures and (error := failures.pop(0)) is not None:
+            raise error
+        return step(session, *args)
+
+    with running(dg.create_app(tiny_model())) as port:
+        live = open_tab(port).live
+        monkeypatch.setattr(dg.DragSession, "step", scarce)
+        live.element("element.setPoints([[10, 10]], [[11, 10]]) && element.start()")
+        live.page.locator("#notice", has_text=re.compile("Out of memory.*Trying again in", re.DOTALL)).wait_for()
+        live.until("element.status.step > 0")
+        live.page.locator("#notice").wait_for(state="hidden")
+
+
+def test_a_refused_setting_is_not_shown(open_tab):
+    with running(dg.create_app(tiny_model())) as port:
+        live = open_tab(port).live
+        row = live.page.locator(".slider", has_text="Tracking radius")
+        before = row.locator("output").inner_text()
+        live.element("(element.configure = () => Promise.resolve(false), true)")
+        live.page.locator("#slider-r2").fill("20")
+        wait_until(lambda: row.locator("output").inner_text() == before)
+
+
+# --- before and beside the picture -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_shown_that_the_server_has_not_said_and_nothing_jumps(open_tab):
+    silent = "window.WebSocket = class extends EventTarget { close() {} send() {} };"
+    places = """() => [...document.querySelectorAll('.slider, details, #timeline, #stage')].map((element) => {
+        const { left, top, width, height } = element.getBoundingClientRect();
+        return [left, top, width, height];
+    })"""
+    with running(dg.create_app(tiny_model())) as port:
+        tab = open_tab(port, ready=False, before=silent)
+        tab.page.locator("drag-canvas").wait_for()
+        sliders = tab.page.locator(".slider input")
+        assert [sliders.nth(index).is_disabled() for index in range(5)] == [True] * 5
+        assert tab.page.locator(".slider output").all_inner_texts() == ["–"] * 5
+        before = tab.page.evaluate(places)
+        ready = open_tab(port).page
+        assert ready.locator(".slider input:disabled").count() == 0
+        assert ready.evaluate(places) == before
+
+
+def test_models_and_classes_are_offered_where_there_are_any(open_tab):
+    with running(dg.create_app([tiny_model("classes", c_dim=3), tiny_model()], max_sessions=4)) as port:
+        live = open_tab(port).live  # the first picture is of a class
+        page = live.page
+        model, label = page.locator("#model"), page.locator("#label")
+        assert live.element("[element.session.model, element.session.label]") == ["classes", 0]
+        assert model.locator("option").all_inner_texts() == ["classes", "tiny"]
+        label.fill("2")
+        label.press("Enter")
+        live.until("element.session.label === 2")
+        page.locator("#seeds button").nth(1).click()  # another picture of that class
+        live.until("element.session.seed === 5 && element.session.label === 2")
+        model.select_option("tiny")
+        live.until("element.session.model === 'tiny' && element.session.seed === 5")
+        assert label.is_hidden()
+        page.locator("#seeds button").nth(0).click()
+        live.until("element.session.model === 'tiny' && element.session.seed === 29")
+        page.reload()
+        live.wait_for_picture()
+        live.until("element.session.model === 'tiny'")
+        assert model.input_value() == "tiny"
+    with running(dg.create_app(tiny_model())) as port:
+        page = open_tab(port).page
+        assert page.locator("#model").is_hidden()
+        assert page.locator("#label").is_hidden()
+
+
+def test_the_mask_can_be_painted_with_the_keyboard(open_tab):
+    with running(dg.create_app(tiny_model(resolution=64))) as port:
+        live = open_tab(port).live
+        choose_mode(live, "Mask")
+        press = live.page.keyboard.press
+        told = "element.shadowRoot.querySelector('[aria-live]').textContent"
+        live.page.locator("drag-canvas").evaluate("(element) => element.focus({ focusVisible: true })")
+        for _ in range(2):
+            press("Shift+ArrowLeft")
+        press("ArrowUp")
+        assert live.element(told) == "Brush at 12, 31: may move."
+        assert live.page.locator("#brush-size").input_value() == "10"
+        press("BracketLeft")
+        press("Shift+BracketLeft")
+        assert live.page.locator("#brush-size").input_value() == "4"
+        assert live.element("element.brush.radius") == 2
+        press("Enter")
+        live.until("element.mask.present && !element.mask.painting")
+        painted = mask_of(live)
+        assert painted[31, 12]
+        assert 9 <= painted.sum() <= 25
+        assert "Painted" in live.element(told)
+        press("Shift+ArrowDown")
+        press(" ")
+        wait_until(lambda: mask_of(live).sum() == 2 * painted.sum())
+        press("x")
+        assert live.page.locator("input[value=erase]").is_checked()
+        press(" ")
+        wait_until(lambda: not (mask_of(live) ^ painted).any())
+        assert live.element("element.status.state") == "idle", "Space paints, and starts nothing"
+        press("ArrowRight")
+        assert live.element(told) == "Brush at 13, 41: must stay."
+        # What the server holds is what is shown.
+        live.page.reload()
+        live.wait_for_picture()
+        live.until("element.mask.present")
+        kept = mask_of(live)
+        assert kept[31, 12]
+        assert (kept >= painted).all()
+        assert kept.sum() <= 25, "the same disc, but for its rim"
+        assert np.argwhere(kept).mean(axis=0) == pytest.approx([31, 12], abs=0.5)
+        live.page.keyboard.press("?")
+        dialog = live.page.get_by_role("dialog")
+        assert "Paint at the brush" in dialog.inner_text()
+        live.page.keyboard.press("Escape")
+        assert dialog.count() == 0
+
+
+def test_a_soak_of_the_page_counts_what_is_held(open_tab):
+    with running(dg.create_app(tiny_model())) as port:
+        row = Soak(open_tab(port).live, os.getpid(), seed=3).run(minutes=0.06)
+    assert sum(row["gestures"].values()) >= 1
+    assert row["console_errors"] == []
+    assert 2 <= len(row["samples"]) <= SAMPLES + 1
+    for sample in row["samples"]:
+        assert all(sample[name] > 0 for name in (*METRICS, "server_rss_bytes"))
+    assert row["growth"]["documents"] <= 2
