@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import logging
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from .live_viewer import Viewer
 from .protocol import Limits, Message, ProtocolError
 from .version import __version__
 
+logger = logging.getLogger("draggan_fast.live")
 HELLO_SECONDS = 10.0
 WRONG_MESSAGES, WRONG_SECONDS = 50, 10.0  # so many within so long are too many
 UPLOAD_COST = 20  # an upload counts as so many messages
@@ -75,6 +77,10 @@ class Conversation:
             viewer.tell(error.reply())
             if not self._wrong.take():
                 viewer.close(protocol.CLOSE_POLICY, "Too many messages that were refused.")
+        except Exception as error:
+            logger.exception("a message failed")
+            hub.metrics.error("internal")
+            viewer.tell(protocol.error("internal", f"Something went wrong in the server ({type(error).__name__})."))
 
     def _take(self, message: Message, arrived: float) -> None:
         viewer = self.viewer

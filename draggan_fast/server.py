@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -16,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 from .errors import DragError
-from .live_exports import HANDLERS, Exports
+from .live_exports import Exports, refused
 from .live_hub import LiveHub
 from .live_security import LOOPBACK_HOSTS, Guard
 from .live_socket import serve_viewer
@@ -102,8 +103,10 @@ def create_app(
             Route(session + "/timeline/{index}.webp", exports.thumbnail),
             Route(session + "/timeline.{kind}", exports.animation),
         ],
-        middleware=[Middleware(Guard, hosts=allowed_hosts, origins=allow_origins, token=token)],
-        exception_handlers=HANDLERS,
+        middleware=[
+            Middleware(Guard, hosts=allowed_hosts, origins=allow_origins, token=token, failed=exports.failed),
+        ],
+        exception_handlers={HTTPException: refused, DragError: refused},
         lifespan=lifespan,
     )
     app.live = hub

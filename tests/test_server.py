@@ -522,6 +522,73 @@ def test_every_answer_is_marked_safe(port):
         assert "access-control-allow-origin" not in headers
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(KeyError("x"), 500, "internal"), (OSError("x"), 500, "internal"), (RuntimeError("x"), 500, "internal"),
+     (MemoryError(), 507, "memory")],
+)  # fmt: skip
+def test_what_nobody_foresaw_is_answered_logged_and_counted(port, monkeypatch, caplog, error, status, code):
+    def fail(*_):
+        raise error
+
+    def count():
+        found = [line for line in get(port, "/metrics")[2].decode().splitlines() if f'errors_total{{code="{code}"}}' in line]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    before = count()
+    for name, path in (("describe", "/api/models"), ("get", "/api/seeds/1.webp?size=33")):
+        monkeypatch.setattr("draggan_fast.live_models.ServedModels." + name, fail)
+        found, headers, body = get(port, path)
+        assert found == status
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert json.loads(body)["error"].endswith(".")
+        assert "x" not in json.loads(body)["error"].replace("later", "")
+    monkeypatch.undo()
+    assert count() == before + 2
+    assert ("failed" in caplog.text) == (status == 500)
+
+
+def test_what_fails_in_the_worker_is_answered_the_same(port, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("drawing")
+
+    monkeypatch.setattr("draggan_fast.live_models.ServedModels.from_seed", fail)
+    status, headers, body = get(port, "/api/seeds/99.webp?size=47")
+    assert (status, headers["x-content-type-options"]) == (500, "nosniff")
+    assert "drawing" not in body.decode()
+
+
+def test_a_message_that_breaks_the_server_is_answered_and_counted(client, port, monkeypatch, caplog):
+    def fail(*_):
+        raise ZeroDivisionError("x")
+
+    client.create()
+    with monkeypatch.context() as broken:
+        broken.setattr("draggan_fast.live_viewer.Viewer.ack", fail)
+        client.say("ack", frame=1)
+        told = client.until(lambda m: isinstance(m, dict) and m["type"] == "error")
+    assert told["code"] == "internal"
+    assert "ZeroDivisionError" in told["message"]
+    assert "a message failed" in caplog.text
+    assert b'draggan_errors_total{code="internal"}' in get(port, "/metrics")[2]
+    assert client.ask("ping", stamp=4)["pong"]["stamp"] == 4
+
+
+def test_refusals_of_every_kind_are_marked_safe(port):
+    answers = []
+    for method, path, status in (("POST", "/api/models", 405), ("GET", "/nothing", 404), ("GET", "/static", 307)):
+        found, headers, _ = get(port, path, method)
+        assert found == status
+        answers.append(headers)
+    assert "GET" in answers[0]["allow"]
+    answers.append(get(port, "/api/models", Host="evil.example")[1])
+    answers.append(get(port, "/api/models", Origin="https://evil.example")[1])
+    for headers in answers:
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+    assert status_of(port, "/nothing") == 403
+
+
 def test_a_token_opens_and_nothing_else_does():
     with running(dg.create_app(tiny_model(), token="s3cret")) as port:
         assert get(port, "/healthz")[0] in (200, 503)
