@@ -63,7 +63,7 @@ class Exports:
                 return preview if preview.shape[0] >= size else drag.render()
 
             picture = await self.hub.call(draw)
-            data = await asyncio.to_thread(live_pictures.thumbnail, picture, size)
+            data = await self.hub.apart(partial(live_pictures.thumbnail, picture, size))
             self._seeds[key] = data
             while len(self._seeds) > SEED_PICTURES:
                 self._seeds.popitem(last=False)
@@ -82,7 +82,7 @@ class Exports:
 
         picture = await self.hub.call(draw)
         encode = partial(media.encode_image, picture, ".png", info=provenance(drag.model))
-        return download(await asyncio.to_thread(encode), "image/png", "picture.png")
+        return download(await self.hub.apart(encode), "image/png", "picture.png")
 
     async def animation(self, request: Request) -> Response:
         live, drag = self._session(request)
@@ -110,7 +110,7 @@ class Exports:
                 raise HTTPException(499, "Nobody waits for this animation any more.")
             frames = await self.hub.compute(timeline_pictures(live))
             encode = partial(media.encode_animation, frames, suffix, info=provenance(drag.model))
-            return await asyncio.to_thread(encode)
+            return await self.hub.apart(encode)
 
     async def thumbnail(self, request: Request) -> Response:
         """A small picture of a kept state."""
@@ -129,7 +129,7 @@ class Exports:
         picture = await self.hub.call(draw)
         if picture is None:
             raise HTTPException(404, f"The timeline has no state {index}.")
-        return Response(await asyncio.to_thread(live_pictures.thumbnail, picture, size), media_type="image/webp")
+        return Response(await self.hub.apart(partial(live_pictures.thumbnail, picture, size)), media_type="image/webp")
 
     def failed(self, scope: Scope, error: Exception) -> Response:
         """What a client is told of an exception that nobody foresaw; it is logged, and counted."""

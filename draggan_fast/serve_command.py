@@ -7,9 +7,10 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 import threading
 import webbrowser
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote
 
 from .errors import DragError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 NEEDED = ("starlette", "uvicorn", "websockets", "prometheus_client")
 
 
-def serve(arguments: argparse.Namespace) -> int:
+def serve(arguments: argparse.Namespace) -> NoReturn:
     """Until Ctrl-C. Nothing but this machine can reach it, unless another address and a token are given."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -50,7 +51,7 @@ def serve(arguments: argparse.Namespace) -> int:
             allow_origins=arguments.allow_origin,
             max_sessions=arguments.max_sessions,
         )
-        return run(app, listener, host, token, arguments.open)
+        run(app, listener, host, token, arguments.open)
 
 
 def default_threads() -> int | None:
@@ -63,9 +64,14 @@ def default_threads() -> int | None:
     return max(torch.get_num_threads() - 1, 1)
 
 
-def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, open_page: bool) -> int:
-    """Serves until Ctrl-C."""
+def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, open_page: bool) -> NoReturn:
+    """Serves until Ctrl-C, and ends the process."""
     import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.live.halt()  # first: exports that are being computed would be waited for
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app,
@@ -74,7 +80,7 @@ def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, ope
         ws_per_message_deflate=False,  # pictures are compressed already
         log_level="warning",
         server_header=False,
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=0.3,  # type: ignore[arg-type]  # seconds, which nothing asks to be whole; for slow readers
     )
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     shown = f"[{host}]" if ":" in host else host
@@ -87,15 +93,17 @@ def run(app: LiveApp, listener: socket.socket, host: str, token: str | None, ope
         opener.daemon = True  # a browser that does not come up must not keep the server from ending
         opener.start()
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         pass  # uvicorn raises the signal again once it has shut down
     finally:
-        ended = app.live.stop()
+        app.live.stop()
     print("draggan-fast: stopped", flush=True)
-    if not ended:  # a long step is still being computed, and nobody will see it
-        os._exit(0)
-    return 0
+    # Nothing is left to be done or written, but Python takes a second and more to take torch apart; and a long step or
+    # the encoding of a film, which nobody will see any more, may not have ended.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:
