@@ -31,6 +31,7 @@ STRANGERS = 32  # connections that have not said hello
 VIEWERS_EACH = 4  # connections for each picture there may be: who waits for a place, comes back, or only looks
 STOP_SECONDS = 0.6  # how long a step that is being computed may hold up the end
 STOPPING = "The server is stopping."
+GIVES_WAY_SECONDS = 30.0  # a viewer who has been away for so long does not keep others from beginning
 SESSION_LIMIT = "This server has as many pictures open as it may; try again later."
 
 
@@ -155,24 +156,40 @@ class LiveHub:
             self._strangers.pop(viewer, None)
             greeted = viewer in self._viewers
             self._viewers.discard(viewer)
+            if live is not None and live.owner is viewer:
+                live.owner, live.left_at = None, time.monotonic()
         if greeted:
             self.metrics.viewers.dec()
         if live is not None:
             self.post(live, partial(live.detach, viewer))
 
     def new_session(self, viewer: Viewer) -> LiveSession:
-        """An empty session for this viewer; raises ProtocolError if there are as many as there may be."""
-        live = LiveSession(secrets.token_urlsafe(16), self._shared)
+        """An empty session for this viewer; raises ProtocolError if there are as many as there may be.
+
+        Of those whose viewers have been away for some time, the one that has waited the longest gives its place.
+        """
+        live, displaced = LiveSession(secrets.token_urlsafe(16), self._shared), None
         with self._lock:
             if len(self._sessions) >= self.limits.sessions:
-                raise ProtocolError("limit", SESSION_LIMIT)
+                displaced = self._longest_away()
+                if displaced is None:
+                    raise ProtocolError("limit", SESSION_LIMIT)
+                del self._sessions[displaced.id]  # from here on nobody can come back to it
             self._sessions[live.id] = live
             live.owner = viewer
             count = len(self._sessions)
+        if displaced is not None:
+            displaced.post(displaced.end)
         self.metrics.sessions(count)
         live.post(partial(live.attach, viewer))
         self.worker.add(live)
         return live
+
+    def _longest_away(self) -> LiveSession | None:
+        """Who gives way; under the lock."""
+        before = time.monotonic() - GIVES_WAY_SECONDS
+        away = [live for live in self._sessions.values() if live.owner is None and live.left_at <= before]
+        return min(away, key=lambda live: live.left_at, default=None)
 
     def resume(self, session_id: str, viewer: Viewer) -> LiveSession | None:
         """The session of this id, handed to this viewer; None if there is none."""

@@ -52,6 +52,7 @@ class Conversation:
         self.hub, self.viewer = hub, viewer
         self.live: LiveSession | None = None
         self.greeted = False
+        self.heard_at = time.monotonic()  # the last message that was about the picture
         self._upload: Said | None = None  # the last one
         self._token = token
         limits = hub.limits
@@ -84,6 +85,8 @@ class Conversation:
 
     def _take(self, message: Message, arrived: float) -> None:
         viewer = self.viewer
+        if not isinstance(message, (protocol.Ack, protocol.Ping)):  # these a page sends by itself
+            self.heard_at = time.monotonic()
         if not self.greeted:
             self._greet(message)
         elif isinstance(message, protocol.Hello):
@@ -185,14 +188,14 @@ def welcome(hub: LiveHub, resumed: bool) -> dict[str, Any]:
     }
 
 
-async def serve_viewer(socket: WebSocket, hub: LiveHub, token: str | None) -> None:
-    """The whole life of an accepted socket."""
+async def serve_viewer(socket: WebSocket, hub: LiveHub, token: str | None, silent_seconds: float) -> None:
+    """The whole life of an accepted socket. silent_seconds: how long its viewer may ask for nothing."""
     await socket.accept()
     viewer = Viewer(asyncio.get_running_loop())
     conversation = Conversation(hub, viewer, token)
     hub.arrive(viewer)
     sender = asyncio.create_task(_send(socket, viewer, hub))
-    receiver = asyncio.create_task(_receive(socket, conversation))
+    receiver = asyncio.create_task(_receive(socket, conversation, silent_seconds))
     try:
         await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -208,15 +211,20 @@ async def serve_viewer(socket: WebSocket, hub: LiveHub, token: str | None) -> No
             raise result
 
 
-async def _receive(socket: WebSocket, conversation: Conversation) -> None:
-    """Until the client goes away. The first message must come in time."""
-    deadline = time.monotonic() + HELLO_SECONDS
+async def _receive(socket: WebSocket, conversation: Conversation, silent_seconds: float) -> None:
+    """Until the client goes away, or has said nothing for too long. The first message must come soon."""
+    hello_by = time.monotonic() + HELLO_SECONDS
     while True:
-        left = None if conversation.greeted else max(0.0, deadline - time.monotonic())
+        until = conversation.heard_at + silent_seconds if conversation.greeted else hello_by
         try:
-            event = await asyncio.wait_for(socket.receive(), left)
+            # subtle: wait_for would at times swallow the cancelling of this task (until Python 3.12)
+            async with asyncio.timeout(until - time.monotonic()):
+                event = await socket.receive()
         except TimeoutError:
-            conversation.viewer.close(protocol.CLOSE_POLICY, "hello did not come.")
+            if conversation.greeted:
+                conversation.viewer.close(protocol.CLOSE_IDLE, "Nothing was asked for for a long time.")
+            else:
+                conversation.viewer.close(protocol.CLOSE_POLICY, "hello did not come.")
             return
         if event["type"] == "websocket.disconnect":
             return

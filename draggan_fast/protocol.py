@@ -12,14 +12,18 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
+from .errors import DragError
+
 VERSION = 1
 MAX_ID = 2**32 - 1
 MAX_COORDINATE = 1e5  # far outside any picture, and nothing overflows
+MAX_TOKEN = 512  # characters
 MAX_STROKES, MAX_STROKE_POINTS = 200, 5000
 UPLOAD_MASK, UPLOAD_SESSION = 1, 2
 FORMATS = {"webp": 1, "jpeg": 2}
 FLAG_PREVIEW, FLAG_DONE, FLAG_RUNNING, FLAG_TIMELINE = 1, 2, 4, 8
-CLOSE_REPLACED, CLOSE_POLICY, CLOSE_TOO_LARGE, CLOSE_GOING_AWAY, CLOSE_TRY_LATER = 4001, 1008, 1009, 1001, 1013
+CLOSE_REPLACED, CLOSE_IDLE = 4001, 4002
+CLOSE_POLICY, CLOSE_TOO_LARGE, CLOSE_GOING_AWAY, CLOSE_TRY_LATER = 1008, 1009, 1001, 1013
 
 Point = tuple[float, float]
 
@@ -44,6 +48,12 @@ class Limits:
     points: int = 64
     messages_per_second: int = 200
     sessions: int = 16
+
+
+def check_token(token: str) -> None:
+    """Raises DragError for a token that could not be sent as it is, in JSON and in HTTP's ``Authorization``."""
+    if not 1 <= len(token) <= MAX_TOKEN or not all("!" <= character <= "~" for character in token):
+        raise DragError(f"A token must be 1 to {MAX_TOKEN} printable ASCII characters without spaces.")
 
 
 # --- what a field takes: a checker returns the value, or raises ValueError with the end of "FIELD must be …" ----------
@@ -152,7 +162,7 @@ class Message:
 class Hello(Message):
     type = "hello"
     version: int = wire(whole(0, MAX_ID))
-    token: str | None = wire(text(512), None)
+    token: str | None = wire(text(MAX_TOKEN), None)
     resume: str | None = wire(text(128), None)
 
 

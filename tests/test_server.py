@@ -274,6 +274,26 @@ def test_idle_pictures_are_given_up():
             client.create()
 
 
+def test_who_asks_for_nothing_is_sent_away_and_its_picture_is_kept():
+    with running(dg.create_app(tiny_model(), silent_seconds=0.5, max_sessions=1)) as port:
+        with Client(port) as client:
+            session = client.create()["session"]
+            drag_for_ever(client)
+            start = time.monotonic()
+            with pytest.raises(ConnectionClosed):  # its acks and pings are no sign of a person
+                while True:
+                    if isinstance(client.receive(), tuple):
+                        client.say("ping", stamp=1)
+            assert client.closed() == 4002
+            assert time.monotonic() - start >= 0.4
+        with Client(port, resume=session) as again:
+            assert again.welcome["resumed"]
+            assert again.status("paused")["step"] > 0
+            for _ in range(4):  # what is asked for keeps it
+                time.sleep(0.2)
+                again.ask("pause")
+
+
 # --- HTTP -------------------------------------------------------------------------------------------------------------
 
 
@@ -467,8 +487,8 @@ def test_an_app_can_be_run_twice():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"model": []}, {"model": [tiny_model(), tiny_model()]}, {"model": [3]}, {"max_sessions": 0}, {"idle_seconds": 0},
-     {"token": ""}, {"token": "é"}, {"allowed_hosts": "localhost"}, {"allow_origins": "https://a"}],
+    [{"model": []}, {"model": [tiny_model(), tiny_model()]}, {"model": [3]}, {"max_sessions": 0}, {"idle_seconds": 0}, {"silent_seconds": 0},
+     {"token": ""}, {"token": "é"}, {"token": "a b"}, {"token": "a\n"}, {"token": "a" * 513}, {"allowed_hosts": "localhost"}, {"allow_origins": "https://a"}],
 )  # fmt: skip
 def test_bad_arguments(arguments):
     with pytest.raises(dg.DragError):

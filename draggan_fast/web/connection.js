@@ -13,6 +13,7 @@ const PING_EVERY_MS = 5000;
 const MOST_MISSED = 3; // pings without any word from the server, after which it is taken for gone
 const OPENING_MS = 10000;
 const CLOSE_REPLACED = 4001;
+const CLOSE_IDLE = 4002;
 const UPLOAD_HEADER_BYTES = 8;
 
 export const UPLOAD_MASK = 1;
@@ -24,7 +25,8 @@ export const UPLOAD_SESSION = 2;
  *     `refused`: no further attempts, see `code` and `message`
  * @property {number} attempts  failed ones in a row
  * @property {number} [retryAt]  performance.now() of the next attempt
- * @property {string} [code]  of the error that ended it; "replaced" if another viewer took the session over
+ * @property {string} [code]  of the error that ended it; "replaced" if another viewer took the session over,
+ *     "idle" if nothing had been asked for for a long time
  * @property {string} [message]
  */
 
@@ -247,6 +249,9 @@ export class Connection extends EventTarget {
     this.#failWaiting(new ServerError("gone", "The connection to the server was lost."));
     if (event?.code === CLOSE_REPLACED) {
       this.#refusal = new ServerError("replaced", "This picture was opened in another window.");
+    }
+    if (event?.code === CLOSE_IDLE) {
+      this.#refusal = new ServerError("idle", "Nothing has happened here for a long time, so the connection was closed.");
     }
     if (this.#refusal) {
       const { code, message } = this.#refusal;

@@ -79,10 +79,12 @@ export class Notices {
     }
     const titles = /** @type {Record<string, string>} */ ({
       replaced: "Opened elsewhere",
+      idle: "Asleep",
       limit: "All places are taken",
       memory: "Out of memory",
     });
-    const label = code === "replaced" ? "Use it here" : "Try again";
+    const labels = /** @type {Record<string, string>} */ ({ replaced: "Use it here", idle: "Go on" });
+    const label = labels[code] ?? "Try again";
     const again = this.#button(label, () => this.canvas.reconnect());
     this.#show(code, make("h2", {}, titles[code] ?? "The server refused"), make("p", {}, message), again);
   }
@@ -104,7 +106,7 @@ export class Notices {
         },
       },
       make("h2", {}, "This server asks for a token"),
-      make("p", {}, "It is what draggan-fast serve was given as --token."),
+      make("p", {}, "It is what draggan-fast serve was given as its token."),
       make("div", { class: "row" }, input, make("button", { class: "plain strong" }, "Open")),
     );
     this.#show("unauthorised", form);
