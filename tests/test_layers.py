@@ -18,17 +18,18 @@ ALLOWED = {
     "_pickle_data": set(),
     "_tensor_data": {"_pickle_data"},
     "_torch_files": {"_pickle_data", "_tensor_data"},
+    "argument_checks": {"models"},
     "arithmetic": set(),
     "atomic": set(),
     "checkpoint": {
         "_family_common", "_family_nvidia", "_family_rosinality", "_family_tensorflow",
         "_pickle_data", "_tensor_data", "_torch_files", "atomic", "generator",
     },
-    "cli": {"cli_measure", "commands", "models", "serve_command"},
+    "cli": {"argument_checks", "cli_measure", "commands", "models", "serve_command"},
     "cli_measure": set(),
-    "command_common": {"loading", "media"},
+    "command_common": {"argument_checks", "loading", "media"},
     "commands": {
-        "checkpoint", "command_common", "drag_command", "engine", "graphs", "loading", "media", "models", "ops",
+        "argument_checks", "checkpoint", "command_common", "drag_command", "engine", "graphs", "loading", "media", "models", "ops",
         "session", "session_file", "synthesis_ops",
     },
     "config": set(),
@@ -65,7 +66,9 @@ ALLOWED = {
     "packed_conv": set(),
     "protocol": set(),
     "regions": {"frozen"},
-    "serve_command": {"command_common", "live_security", "loading", "models", "server"},
+    "serve_command": {
+        "argument_checks", "command_common", "live_security", "loading", "models", "protocol", "server",
+    },
     "server": {"live_exports", "live_hub", "live_security", "live_socket", "loading", "models", "protocol"},
     "session": {
         "arithmetic", "config", "engine", "graphs", "inputs", "loading", "ops", "session_file", "session_state",
