@@ -17,6 +17,7 @@ from .config import DragConfig
 from .live_hub import LiveHub
 from .live_models import settings
 from .live_session import MAX_COMMANDS, LiveSession, Said
+from .live_upload import Incoming
 from .live_viewer import Viewer
 from .protocol import Limits, Message, ProtocolError
 from .version import __version__
@@ -53,6 +54,7 @@ class Conversation:
         self.live: LiveSession | None = None
         self.greeted = False
         self.heard_at = time.monotonic()  # the last message that was about the picture
+        self._incoming = Incoming(hub.limits)
         self._upload: Said | None = None  # the last one
         self._token = token
         limits = hub.limits
@@ -68,11 +70,9 @@ class Conversation:
             if too_large(data, hub.limits):
                 viewer.close(protocol.CLOSE_TOO_LARGE, TOO_LARGE)
                 raise ProtocolError("limit", TOO_LARGE)
-            if not self._allowance.take(1 if isinstance(data, str) else UPLOAD_COST):
-                most = hub.limits.messages_per_second
-                raise ProtocolError("rate", f"More than {most} messages a second (an upload counts as {UPLOAD_COST}).")
-            message = protocol.parse_upload(data) if isinstance(data, bytes) else protocol.parse(data, hub.limits)
-            self._take(message, arrived)
+            message = self._whole(data) if isinstance(data, bytes) else self._parsed(data)
+            if message is not None:
+                self._take(message, arrived)
         except ProtocolError as error:
             hub.metrics.error(error.code)
             viewer.tell(error.reply())
@@ -82,6 +82,30 @@ class Conversation:
             logger.exception("a message failed")
             hub.metrics.error("internal")
             viewer.tell(protocol.error("internal", f"Something went wrong in the server ({type(error).__name__})."))
+
+    def _parsed(self, data: str) -> Message:
+        self._pay(1, None)
+        return protocol.parse(data, self.hub.limits)
+
+    def _whole(self, data: bytes) -> Message | None:
+        """The upload whose last piece this is; None for the pieces before it."""
+        piece, incoming = protocol.parse_upload(data), self._incoming
+        if not self.greeted:
+            raise ProtocolError("order", "The first message is hello.", piece.id)
+        try:
+            self._pay(UPLOAD_COST if incoming.begins(piece) else 1, piece.id)
+        except ProtocolError:
+            if incoming.skip(piece):  # of which it has been told already
+                return None
+            incoming.refuse(piece)
+            raise
+        return incoming.add(piece)
+
+    def _pay(self, cost: int, message_id: int | None) -> None:
+        if not self._allowance.take(cost):
+            most = self.hub.limits.messages_per_second
+            sentence = f"More than {most} messages a second (an upload counts as {UPLOAD_COST})."
+            raise ProtocolError("rate", sentence, message_id)
 
     def _take(self, message: Message, arrived: float) -> None:
         viewer = self.viewer
@@ -164,7 +188,7 @@ class Conversation:
 
 def too_large(data: str | bytes, limits: Limits) -> bool:
     if isinstance(data, bytes):
-        return len(data) > limits.upload_bytes + protocol.UPLOAD_HEADER.size
+        return len(data) > limits.piece_bytes + protocol.UPLOAD_HEADER.size
     return len(data) > limits.message_bytes or len(data.encode("utf-8", "surrogatepass")) > limits.message_bytes
 
 

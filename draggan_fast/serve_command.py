@@ -124,7 +124,7 @@ def run(app: LiveApp, listener: socket.socket, host: str, secret: str, open_page
     config = uvicorn.Config(
         app,
         ws="websockets-sansio",
-        ws_max_size=app.live.limits.upload_bytes + 4096,
+        ws_max_size=app.live.limits.largest_message,
         ws_per_message_deflate=False,  # pictures are compressed already
         log_level="warning",
         server_header=False,

@@ -11,20 +11,20 @@ import uvicorn
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from draggan_fast.protocol import pack_upload, unpack_frame
+from draggan_fast.protocol import Limits, unpack_frame, upload_pieces
 
 PATIENCE = 30.0
 
 
 @contextlib.contextmanager
-def running(app):
+def running(app, ws_max_size=Limits().largest_message):
     """The port of a uvicorn server on loopback that serves the app until the block ends."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
         ws="websockets-sansio",
-        ws_max_size=1 << 25,
+        ws_max_size=ws_max_size,
         ws_per_message_deflate=False,
         log_level="error",
         timeout_graceful_shutdown=1,
@@ -107,7 +107,8 @@ class Client:
 
     def upload(self, kind, data):
         self._next_id += 1
-        self.socket.send(pack_upload(kind, self._next_id, data))
+        for piece in upload_pieces(kind, self._next_id, data, self.welcome["limits"]["piece_bytes"]):
+            self.socket.send(piece)
         return self.answer(self._next_id)
 
     def answer(self, message_id):

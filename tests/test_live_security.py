@@ -1,11 +1,16 @@
 """Who may use the live server, and what it answers whoever may not, or finds it broken: over real sockets."""
 
+import contextlib
 import json
+import struct
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
 import draggan_fast as dg
+from draggan_fast import protocol
+from draggan_fast.metrics import process_megabytes
+from draggan_fast.protocol import Limits
 from tests.live_client import Client, get, running
 from tests.live_models import tiny_model
 
@@ -55,6 +60,54 @@ def test_a_foreign_host_name_is_not_answered(port):
         assert get(port, "/api/models", Host=host)[0] == 421, host
     for host in ("localhost", f"localhost:{port}", "LOCALHOST", f"[::1]:{port}"):
         assert get(port, "/api/models", Host=host)[0] == 200, host
+
+
+def push(connection, total):
+    """As much of a message that never ends as the server takes, in frames of 100 kB: unmasked zeros."""
+    fragment = bytes(100_000)
+    header = struct.pack("!BBQ4s", 0, 0x80 | 127, len(fragment), bytes(4))  # more to come; masked, with a mask of zeros
+    first = bytes((2,)) + header[1:]  # the first one is a binary frame, the others continue it
+    with contextlib.suppress(OSError):  # it has been cut off
+        for at in range(0, total, len(fragment)):
+            connection.sendall((header if at else first) + fragment)
+
+
+def test_who_has_not_said_hello_cannot_fill_the_memory(port):
+    """Forty sockets push four megabytes each of messages that never end, and stay."""
+    before = process_megabytes()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(port, hello=False)) for _ in range(40)]
+        for client in clients:
+            push(client.socket.socket, 4_000_000)
+        assert get(port, "/healthz")[0] == 200
+        assert process_megabytes() - before < 60  # 32 of them with 260 kB each, and what the clients and buffers take
+        assert clients[-1].closed() in (1009, None)
+    with Client(port) as client:
+        client.create()
+        client.say("close")
+
+
+def test_uploads_come_in_pieces_and_only_after_hello(port):
+    saved = dg.DragSession(tiny_model(), seed=4).to_bytes()
+    with Client(port, hello=False) as stranger:
+        for piece in protocol.upload_pieces(2, 9, saved, len(saved) // 3):
+            stranger.socket.send(piece)
+            assert stranger.answer(9)["answer"]["code"] == "order"
+    with Client(port) as client:
+        client.welcome["limits"]["piece_bytes"] = len(saved) // 5
+        assert client.upload(2, saved)["answer"]["type"] == "ok"
+        assert client.until(lambda m: isinstance(m, dict) and m["type"] == "session")["seed"] == 4
+        client.say("close")
+
+
+def test_uploads_that_come_too_fast_are_refused_as_a_whole():
+    """Whose first piece is refused has none of the others taken for a beginning."""
+    with running(dg.create_app(tiny_model(), limits=Limits(messages_per_second=9))) as port, Client(port) as client:
+        for piece in protocol.upload_pieces(2, 9, b"abcdef", 2):
+            client.socket.send(piece)
+        assert client.answer(9)["answer"]["code"] == "rate"
+        assert client.ask("ping", stamp=1)["pong"]["stamp"] == 1
+        assert len([m for m in client.messages if m.get("id") == 9]) == 1
 
 
 def test_every_answer_is_marked_safe(port):

@@ -228,7 +228,7 @@ def test_who_sends_too_fast_is_told_and_sent_away():
 
 
 def test_too_large_messages():
-    limits = Limits(message_bytes=1000, upload_bytes=2000)
+    limits = Limits(message_bytes=1000, piece_bytes=2000)
     with running(dg.create_app(tiny_model(), limits=limits)) as port:
         for data in ('{"type": "ping"' + " " * 1000 + "}", bytes(2100), '{"type": "é' + "é" * 500 + '"}'):
             with Client(port) as client:

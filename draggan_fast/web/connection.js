@@ -45,6 +45,7 @@ export class Connection extends EventTarget {
   /** @type {Map<number, {resolve: (value: object) => void, reject: (error: ServerError) => void}>} */
   #waiting = new Map();
   #nextId = 1;
+  #pieceBytes = 65536; // of an upload at most, in one message; the server says
   #attempts = 0;
   #retry = 0;
   #ping = 0;
@@ -122,13 +123,19 @@ export class Connection extends EventTarget {
    * @returns {Promise<object>} rejected with a ServerError
    */
   async upload(kind, file) {
-    const bytes = await file.arrayBuffer();
+    const bytes = new Uint8Array(await file.arrayBuffer());
     return this.#ask((id) => {
-      const message = new Uint8Array(UPLOAD_HEADER_BYTES + bytes.byteLength);
-      message.set([VERSION, kind]);
-      new DataView(message.buffer).setUint32(4, id, true);
-      message.set(new Uint8Array(bytes), UPLOAD_HEADER_BYTES);
-      /** @type {WebSocket} */ (this.#socket).send(message);
+      const pieces = Math.max(Math.ceil(bytes.length / this.#pieceBytes), 1);
+      for (let index = 0; index < pieces; index += 1) {
+        const piece = bytes.subarray(index * this.#pieceBytes, (index + 1) * this.#pieceBytes);
+        const message = new Uint8Array(UPLOAD_HEADER_BYTES + piece.length);
+        const header = new DataView(message.buffer);
+        message.set([VERSION, kind]);
+        header.setUint16(2, pieces - 1 - index, true);
+        header.setUint32(4, id, true);
+        message.set(piece, UPLOAD_HEADER_BYTES);
+        /** @type {WebSocket} */ (this.#socket).send(message);
+      }
     });
   }
 
@@ -220,6 +227,7 @@ export class Connection extends EventTarget {
   /** @param {any} message */
   #welcomed(message) {
     window.clearTimeout(this.#opening);
+    this.#pieceBytes = message.limits.piece_bytes;
     this.#attempts = this.#missed = this.#pinged = 0;
     this.#ping = window.setInterval(() => this.#checkAlive(), PING_EVERY_MS);
     this.#setState({ state: "open", attempts: 0 });
