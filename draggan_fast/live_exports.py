@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from functools import partial
+
 import numpy as np
 from PIL import Image
 from starlette.exceptions import HTTPException

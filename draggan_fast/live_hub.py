@@ -16,7 +16,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .errors import DragError
 from .live_models import ServedModels
 from .live_session import LiveSession, Said, Shared
 from .live_viewer import Viewer
@@ -103,8 +102,8 @@ class LiveHub:
                 future.set_exception(Busy(STOPPING))
 
     def stop(self) -> bool:
-        """``halt``, and waits for the worker's present step; True if that, and whatever was being encoded, ended in time.
-        It can be started again."""
+        """``halt``, and waits for the worker's present step; True if that, and what was being encoded, ended in
+        time. It can be started again."""
         self.halt()
         with self._lock:
             (worker, until), self._halted = self._halted or (None, 0.0), None

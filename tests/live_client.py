@@ -14,10 +14,11 @@ from websockets.sync.client import connect
 from draggan_fast.protocol import Limits, unpack_frame, upload_pieces
 
 PATIENCE = 30.0
+LARGEST_MESSAGE = Limits().largest_message
 
 
 @contextlib.contextmanager
-def running(app, ws_max_size=Limits().largest_message):
+def running(app, ws_max_size=LARGEST_MESSAGE):
     """The port of a uvicorn server on loopback that serves the app until the block ends."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

@@ -198,7 +198,8 @@ def test_what_is_wrong_on_sight_is_told_before_torch_is_imported(arguments, monk
 def test_the_checks_need_no_torch():
     """What the test above takes for granted."""
     code = (
-        "import sys; from draggan_fast import cli; sys.exit(0 if cli.main(['serve', '--host', '0.0.0.0', '--port', '1']) == 2 "
+        "import sys; from draggan_fast import cli; "
+        "sys.exit(0 if cli.main(['serve', '--host', '0.0.0.0', '--port', '1']) == 2 "
         "and cli.main(['generate', '--out', 'x.txt']) == 2 and 'torch' not in sys.modules else 1)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "DRAGGAN_FAST_TOKEN"}

@@ -487,8 +487,10 @@ def test_an_app_can_be_run_twice():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"model": []}, {"model": [tiny_model(), tiny_model()]}, {"model": [3]}, {"max_sessions": 0}, {"idle_seconds": 0}, {"silent_seconds": 0},
-     {"token": ""}, {"token": "é"}, {"token": "a b"}, {"token": "a\n"}, {"token": "a" * 513}, {"allowed_hosts": "localhost"}, {"allow_origins": "https://a"}],
+    [{"model": []}, {"model": [tiny_model(), tiny_model()]}, {"model": [3]}, {"max_sessions": 0}, {"idle_seconds": 0},
+     {"silent_seconds": 0},
+     {"token": ""}, {"token": "é"}, {"token": "a b"}, {"token": "a\n"}, {"token": "a" * 513},
+     {"allowed_hosts": "localhost"}, {"allow_origins": "https://a"}],
 )  # fmt: skip
 def test_bad_arguments(arguments):
     with pytest.raises(dg.DragError):
