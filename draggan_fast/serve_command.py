@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import importlib.util
 import logging
@@ -119,6 +120,7 @@ def run(app: LiveApp, listener: socket.socket, host: str, secret: str, open_page
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.live.halt()  # first: exports that are being computed would be waited for
+            await asyncio.sleep(0.05)  # in which viewers are told; uvicorn cuts off whoever is still sending
             await super().shutdown(sockets)
 
     config = uvicorn.Config(

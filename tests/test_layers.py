@@ -29,8 +29,8 @@ ALLOWED = {
     "cli_measure": set(),
     "command_common": {"argument_checks", "loading", "media"},
     "commands": {
-        "argument_checks", "checkpoint", "command_common", "drag_command", "engine", "graphs", "loading", "media", "models",
-        "ops", "session", "session_file", "synthesis_ops",
+        "argument_checks", "checkpoint", "command_common", "drag_command", "engine", "graphs", "loading", "media",
+        "models", "ops", "session", "session_file", "synthesis_ops",
     },
     "config": set(),
     "download": {"atomic"},

@@ -78,7 +78,8 @@ def test_ctrl_c_in_the_middle_of_drags_and_an_export(served):
         assert process.wait(30) == 0
         seconds = time.monotonic() - start
         exporting.join(30)
-    assert set(codes) <= {1001, 1012}
+    assert 1001 in codes
+    assert set(codes) <= {1001, 1012, None}  # None: on a busy machine, what it was just sending met a closed socket
     assert answers in ([503], [200])  # refused, or it was quicker than the signal: but answered
     print(f"told after {told:.2f} s, ended after {seconds:.2f} s")
     assert seconds < 10  # a second on a machine of its own; this one may be busy
@@ -214,6 +215,14 @@ def test_without_the_extra_it_says_what_to_install(name):
     assert "draggan-fast[serve]" in result.stderr
     assert name in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_create_app_without_the_extra_says_so(monkeypatch):
+    monkeypatch.delitem(sys.modules, "draggan_fast.server", raising=False)
+    monkeypatch.delitem(vars(dg), "create_app", raising=False)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    with pytest.raises(dg.DragError, match=r"starlette.*draggan-fast\[serve\]"):
+        _ = dg.create_app
 
 
 def test_the_package_does_without_the_extra():
