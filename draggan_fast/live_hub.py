@@ -167,6 +167,7 @@ class LiveHub:
 
         Of those whose viewers have been away for some time, the one that has waited the longest gives its place.
         """
+        worker = self.worker
         live, displaced = LiveSession(secrets.token_urlsafe(16), self._shared), None
         with self._lock:
             if len(self._sessions) >= self.limits.sessions:
@@ -181,7 +182,7 @@ class LiveHub:
             displaced.post(displaced.end)
         self.metrics.sessions(count)
         live.post(partial(live.attach, viewer))
-        self.worker.add(live)
+        worker.add(live)
         return live
 
     def _longest_away(self) -> LiveSession | None:

@@ -19,6 +19,7 @@ from .live_models import settings
 from .live_session import MAX_COMMANDS, LiveSession, Said
 from .live_upload import Incoming
 from .live_viewer import Viewer
+from .live_worker import Busy
 from .protocol import Limits, Message, ProtocolError
 from .version import __version__
 
@@ -78,6 +79,8 @@ class Conversation:
             viewer.tell(error.reply())
             if not self._wrong.take():
                 viewer.close(protocol.CLOSE_POLICY, "Too many messages that were refused.")
+        except Busy as error:  # the server is stopping
+            viewer.tell(protocol.error("limit", str(error)))
         except Exception as error:
             logger.exception("a message failed")
             hub.metrics.error("internal")
