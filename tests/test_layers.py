@@ -52,7 +52,9 @@ ALLOWED = {
         "live_models", "live_pictures", "live_screen", "live_timeline", "live_viewer", "metrics", "protocol", "session",
         "session_state",
     },
-    "live_socket": {"config", "live_hub", "live_models", "live_session", "live_upload", "live_viewer", "live_worker", "protocol"},
+    "live_socket": {
+        "config", "live_hub", "live_models", "live_session", "live_upload", "live_viewer", "live_worker", "protocol",
+    },
     "live_stats": {"live_viewer", "metrics"},
     "live_timeline": {"session_state"},
     "live_upload": {"protocol"},
