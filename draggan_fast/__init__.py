@@ -56,7 +56,12 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and flags names 
     def __getattr__(name):
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        try:
+            value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            if name != "create_app":
+                raise
+            raise DragError(f"create_app needs {error.name}, from the extra draggan-fast[serve].") from error
         globals()[name] = value
         return value
 

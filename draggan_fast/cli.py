@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from .argument_checks import check
 from .cli_measure import add_measuring_commands
 from .errors import DragError
 from .models import DEFAULT_MODEL
@@ -181,7 +182,13 @@ def build_parser() -> Parser:
         "--model", action="append", metavar="NAME|PATH", help=f"{MODEL_HELP}; repeat for more; default {DEFAULT_MODEL}"
     )
     add_machine(serve, threads="all but one")
-    serve.add_argument("--token", metavar="SECRET", help="what clients must know; needed for any address but loopback")
+    serve.add_argument(
+        "--token",
+        metavar="SECRET",
+        help="what clients must know; needed for any address but loopback. Other users of this machine can read it in "
+        "the list of processes: rather give it in the environment (DRAGGAN_FAST_TOKEN) or in a file",
+    )
+    serve.add_argument("--token-file", metavar="FILE", help="a file that holds the token and nothing else")
     serve.add_argument("--max-sessions", type=int, default=16, metavar="N", help="pictures at a time (default 16)")
     serve.add_argument(
         "--allow-origin",
@@ -200,6 +207,7 @@ def build_parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds to import, and --help and argument errors need none of it.
+    check(arguments)
     if arguments.command == "serve":
         from .serve_command import serve
 

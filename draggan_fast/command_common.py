@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from .argument_checks import check_output, check_threads
 from .errors import DragError
 from .loading import Model
 from .media import Provenance
@@ -13,26 +14,14 @@ from .media import Provenance
 
 def set_threads(threads: int | None) -> None:
     """How many CPU threads torch uses; None = its own choice."""
-    if threads is None:
-        return
-    if not 1 <= threads <= 1024:
-        raise DragError(f"--threads must be from 1 to 1024, not {threads}.")
-    torch.set_num_threads(threads)
+    check_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def provenance(model: Model) -> Provenance:
     """What a picture of this model says about its origin."""
     return Provenance(model=model.name, model_hash=model.content_hash)
-
-
-def check_output(path: str, suffixes: tuple[str, ...]) -> Path:
-    """An output file's path, refused early if its kind is wrong or its folder is not there."""
-    file = Path(path)
-    if file.suffix.lower() not in suffixes:
-        raise DragError(f"The output {path!r} must end in {' or '.join(suffixes)}.")
-    if not file.parent.is_dir():
-        raise DragError(f"The folder of {path!r} does not exist.")
-    return file
 
 
 def check_writable(path: str, suffixes: tuple[str, ...] = (".json",)) -> Path:

@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint, graphs, media, models, ops, session_file, synthesis_ops
-from .command_common import check_output, provenance, set_threads
+from .argument_checks import check_output
+from .command_common import provenance, set_threads
 from .drag_command import DEFAULT_PSI, drag
 from .engine import COMPILE, DTYPES, best_precision, compiles, refusal
 from .errors import DragError

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from . import live_pictures, media
 from .command_common import provenance
@@ -64,7 +64,7 @@ class Exports:
                 return preview if preview.shape[0] >= size else drag.render()
 
             picture = await self.hub.call(draw)
-            data = await asyncio.to_thread(live_pictures.thumbnail, picture, size)
+            data = await self.hub.apart(partial(live_pictures.thumbnail, picture, size))
             self._seeds[key] = data
             while len(self._seeds) > SEED_PICTURES:
                 self._seeds.popitem(last=False)
@@ -83,7 +83,7 @@ class Exports:
 
         picture = await self.hub.call(draw)
         encode = partial(media.encode_image, picture, ".png", info=provenance(drag.model))
-        return download(await asyncio.to_thread(encode), "image/png", "picture.png")
+        return download(await self.hub.apart(encode), "image/png", "picture.png")
 
     async def animation(self, request: Request) -> Response:
         live, drag = self._session(request)
@@ -111,7 +111,7 @@ class Exports:
                 raise HTTPException(499, "Nobody waits for this animation any more.")
             frames = await self.hub.compute(timeline_pictures(live))
             encode = partial(media.encode_animation, frames, suffix, info=provenance(drag.model))
-            return await asyncio.to_thread(encode)
+            return await self.hub.apart(encode)
 
     async def thumbnail(self, request: Request) -> Response:
         """A small picture of a kept state."""
@@ -130,7 +130,16 @@ class Exports:
         picture = await self.hub.call(draw)
         if picture is None:
             raise HTTPException(404, f"The timeline has no state {index}.")
-        return Response(await asyncio.to_thread(live_pictures.thumbnail, picture, size), media_type="image/webp")
+        return Response(await self.hub.apart(partial(live_pictures.thumbnail, picture, size)), media_type="image/webp")
+
+    def failed(self, scope: Scope, error: Exception) -> Response:
+        """What a client is told of an exception that nobody foresaw; it is logged, and counted."""
+        if out_of_memory(error):
+            self.hub.metrics.error("memory")
+            return problem(507, "The device is out of memory; try again later.")
+        self.hub.metrics.error("internal")
+        logger.error("%s failed", scope["path"], exc_info=error)
+        return problem(500, "Something went wrong in the server; its log says what.")
 
     def _session(self, request: Request) -> tuple[LiveSession, DragSession]:
         live = self.hub.find(request.path_params["session"])
@@ -172,22 +181,12 @@ def download(data: bytes, kind: str, name: str) -> Response:
     return Response(data, media_type=kind, headers={"content-disposition": f'attachment; filename="{name}"'})
 
 
-def problem(status: int, sentence: str) -> Response:
-    return JSONResponse({"error": sentence}, status)
+def problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"error": sentence}, status, headers)
 
 
-async def on_error(request: Request, error: Exception) -> Response:
-    """What a client is told of an exception: one sentence, as JSON."""
+async def refused(_: Request, error: Exception) -> Response:
+    """What a client is told of its own mistake: one sentence, as JSON. Whatever else is raised is ``failed``."""
     if isinstance(error, HTTPException):
-        return problem(error.status_code, error.detail)
-    if isinstance(error, Busy):
-        return problem(503, str(error))
-    if isinstance(error, DragError):
-        return problem(400, str(error))
-    if out_of_memory(error):
-        return problem(507, "The device is out of memory; try again later.")
-    logger.error("%s failed", request.url.path, exc_info=error)
-    return problem(500, "Something went wrong in the server.")
-
-
-HANDLERS: dict[Any, Any] = {HTTPException: on_error, DragError: on_error, MemoryError: on_error, RuntimeError: on_error}
+        return problem(error.status_code, error.detail, error.headers)
+    return problem(503 if isinstance(error, Busy) else 400, str(error))

@@ -7,7 +7,7 @@ because a page of another origin can open a WebSocket here; a token, wherever on
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
@@ -45,10 +45,18 @@ def same_secret(given: str, expected: str) -> bool:
 
 
 class Guard:
-    """ASGI middleware. hosts: names that Host may be, "*" = any.  origins: other origins that may use the server."""
+    """ASGI middleware. hosts: names that Host may be, "*" = any.  origins: other origins that may use the server.
+    failed: the answer to an exception, of which Starlette would make one outside of this layer, without its headers."""
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str], origins: Iterable[str], token: str | None) -> None:
-        self.app, self.token = app, token
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Iterable[str],
+        origins: Iterable[str],
+        token: str | None,
+        failed: Callable[[Scope, Exception], Response],
+    ) -> None:
+        self.app, self.token, self.failed = app, token, failed
         self.hosts = {host_of(host) for host in hosts}
         self.origins = {origin.rstrip("/").lower() for origin in origins}
 
@@ -57,20 +65,38 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        send = self.marked(scope, headers, send)
         refusal = self.refusal(scope, headers)
         if refusal is not None:
             status, reason = refusal
             if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008, "reason": reason})  # before accept: HTTP 403
+                # Before accept: a bare 403. uvicorn could send a whole answer, but logs an error with each.
+                await send({"type": "websocket.close", "code": 1008, "reason": reason})
             else:
-                await JSONResponse({"error": reason}, status)(scope, receive, self.marked(scope, headers, send))
-            return
-        if scope["type"] == "http":
-            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                await Response(status_code=204)(scope, receive, self.marked(scope, headers, send))
-                return
-            send = self.marked(scope, headers, send)
-        await self.app(scope, receive, send)
+                await JSONResponse({"error": reason}, status)(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self.app(scope, receive, send)
+        elif scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            await Response(status_code=204)(scope, receive, send)
+        else:
+            await self.answered(scope, receive, send)
+
+    async def answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request, answered also if the application fails at it."""
+        begun = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting_send)
+        except Exception as error:
+            answer = self.failed(scope, error)
+            if begun:  # it breaks off, so that the client sees that something is missing
+                raise
+            await answer(scope, receive, send)
 
     def refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         """(status, reason) if the request is not to be served."""
@@ -107,23 +133,26 @@ class Guard:
 
         async def marked_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    answer.setdefault(name, value)
-                answer.setdefault("cache-control", "no-store")
-                if self.origins:
-                    answer.add_vary_header("Origin")
-                if self.allowed(origin) and origin is not None:
-                    answer["access-control-allow-origin"] = origin
-                    answer["access-control-allow-headers"] = "authorization"
-                    answer["access-control-max-age"] = "600"
-                else:
-                    answer["cross-origin-resource-policy"] = "same-origin"
-                if message["status"] == 401:
-                    answer["www-authenticate"] = "Bearer"
+                self.mark(message, origin)
             await send(message)
 
         return marked_send
+
+    def mark(self, message: Message, origin: str | None) -> None:
+        answer = MutableHeaders(scope=message)
+        for name, value in SECURITY_HEADERS.items():
+            answer.setdefault(name, value)
+        answer.setdefault("cache-control", "no-store")
+        if self.origins:
+            answer.add_vary_header("Origin")
+        if self.allowed(origin) and origin is not None:
+            answer["access-control-allow-origin"] = origin
+            answer["access-control-allow-headers"] = "authorization"
+            answer["access-control-max-age"] = "600"
+        else:
+            answer["cross-origin-resource-policy"] = "same-origin"
+        if message["status"] == 401:
+            answer["www-authenticate"] = "Bearer"
 
 
 def local_path(scope: Scope) -> str:

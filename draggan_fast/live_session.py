@@ -84,7 +84,7 @@ class LiveSession:
         self.viewer: Viewer | None = None
         self.owner: Viewer | None = None  # whose it is by what the event loop knows: the worker learns it in its turn
         self.screen = Screen(self.metrics)
-        self._gone_since = time.monotonic()
+        self.left_at = self._gone_since = time.monotonic()  # since then no owner, by the event loop and by the worker
         self._timeline: Timeline | None = None
         self._ready_since: float | None = None  # it has been wanting a turn since then
         self._next_status = 0.0
@@ -201,6 +201,11 @@ class LiveSession:
         self._pause()
         self.drag.release()
 
+    def end(self) -> None:
+        """For good, because its viewer says so or somebody else has been given its place."""
+        self._pause()
+        self.shared.ended(self)
+
     def handle(self, said: Said) -> None:
         """Applies one message (targets: when they are followed) and answers it; one that is refused changes nothing."""
         viewer, message = said.viewer, said.message
@@ -245,8 +250,7 @@ class LiveSession:
             case protocol.View():
                 self._look(message)
             case protocol.Close():
-                self._pause()
-                self.shared.ended(self)
+                self.end()
             case _:
                 if self.drag is None:
                     raise ProtocolError("order", NO_PICTURE)

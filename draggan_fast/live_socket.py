@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import logging
 import time
 from typing import Any
 
@@ -16,10 +17,13 @@ from .config import DragConfig
 from .live_hub import LiveHub
 from .live_models import settings
 from .live_session import MAX_COMMANDS, LiveSession, Said
+from .live_upload import Incoming
 from .live_viewer import Viewer
+from .live_worker import Busy
 from .protocol import Limits, Message, ProtocolError
 from .version import __version__
 
+logger = logging.getLogger("draggan_fast.live")
 HELLO_SECONDS = 10.0
 WRONG_MESSAGES, WRONG_SECONDS = 50, 10.0  # so many within so long are too many
 UPLOAD_COST = 20  # an upload counts as so many messages
@@ -50,6 +54,8 @@ class Conversation:
         self.hub, self.viewer = hub, viewer
         self.live: LiveSession | None = None
         self.greeted = False
+        self.heard_at = time.monotonic()  # the last message that was about the picture
+        self._incoming = Incoming(hub.limits)
         self._upload: Said | None = None  # the last one
         self._token = token
         limits = hub.limits
@@ -65,19 +71,49 @@ class Conversation:
             if too_large(data, hub.limits):
                 viewer.close(protocol.CLOSE_TOO_LARGE, TOO_LARGE)
                 raise ProtocolError("limit", TOO_LARGE)
-            if not self._allowance.take(1 if isinstance(data, str) else UPLOAD_COST):
-                most = hub.limits.messages_per_second
-                raise ProtocolError("rate", f"More than {most} messages a second (an upload counts as {UPLOAD_COST}).")
-            message = protocol.parse_upload(data) if isinstance(data, bytes) else protocol.parse(data, hub.limits)
-            self._take(message, arrived)
+            message = self._whole(data) if isinstance(data, bytes) else self._parsed(data)
+            if message is not None:
+                self._take(message, arrived)
         except ProtocolError as error:
             hub.metrics.error(error.code)
             viewer.tell(error.reply())
             if not self._wrong.take():
                 viewer.close(protocol.CLOSE_POLICY, "Too many messages that were refused.")
+        except Busy as error:  # the server is stopping
+            viewer.tell(protocol.error("limit", str(error)))
+        except Exception as error:
+            logger.exception("a message failed")
+            hub.metrics.error("internal")
+            viewer.tell(protocol.error("internal", f"Something went wrong in the server ({type(error).__name__})."))
+
+    def _parsed(self, data: str) -> Message:
+        self._pay(1, None)
+        return protocol.parse(data, self.hub.limits)
+
+    def _whole(self, data: bytes) -> Message | None:
+        """The upload whose last piece this is; None for the pieces before it."""
+        piece, incoming = protocol.parse_upload(data), self._incoming
+        if not self.greeted:
+            raise ProtocolError("order", "The first message is hello.", piece.id)
+        try:
+            self._pay(UPLOAD_COST if incoming.begins(piece) else 1, piece.id)
+        except ProtocolError:
+            if incoming.skip(piece):  # of which it has been told already
+                return None
+            incoming.refuse(piece)
+            raise
+        return incoming.add(piece)
+
+    def _pay(self, cost: int, message_id: int | None) -> None:
+        if not self._allowance.take(cost):
+            most = self.hub.limits.messages_per_second
+            sentence = f"More than {most} messages a second (an upload counts as {UPLOAD_COST})."
+            raise ProtocolError("rate", sentence, message_id)
 
     def _take(self, message: Message, arrived: float) -> None:
         viewer = self.viewer
+        if not isinstance(message, (protocol.Ack, protocol.Ping)):  # these a page sends by itself
+            self.heard_at = time.monotonic()
         if not self.greeted:
             self._greet(message)
         elif isinstance(message, protocol.Hello):
@@ -155,7 +191,7 @@ class Conversation:
 
 def too_large(data: str | bytes, limits: Limits) -> bool:
     if isinstance(data, bytes):
-        return len(data) > limits.upload_bytes + protocol.UPLOAD_HEADER.size
+        return len(data) > limits.piece_bytes + protocol.UPLOAD_HEADER.size
     return len(data) > limits.message_bytes or len(data.encode("utf-8", "surrogatepass")) > limits.message_bytes
 
 
@@ -179,14 +215,14 @@ def welcome(hub: LiveHub, resumed: bool) -> dict[str, Any]:
     }
 
 
-async def serve_viewer(socket: WebSocket, hub: LiveHub, token: str | None) -> None:
-    """The whole life of an accepted socket."""
+async def serve_viewer(socket: WebSocket, hub: LiveHub, token: str | None, silent_seconds: float) -> None:
+    """The whole life of an accepted socket. silent_seconds: how long its viewer may ask for nothing."""
     await socket.accept()
     viewer = Viewer(asyncio.get_running_loop())
     conversation = Conversation(hub, viewer, token)
     hub.arrive(viewer)
     sender = asyncio.create_task(_send(socket, viewer, hub))
-    receiver = asyncio.create_task(_receive(socket, conversation))
+    receiver = asyncio.create_task(_receive(socket, conversation, silent_seconds))
     try:
         await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -202,15 +238,20 @@ async def serve_viewer(socket: WebSocket, hub: LiveHub, token: str | None) -> No
             raise result
 
 
-async def _receive(socket: WebSocket, conversation: Conversation) -> None:
-    """Until the client goes away. The first message must come in time."""
-    deadline = time.monotonic() + HELLO_SECONDS
+async def _receive(socket: WebSocket, conversation: Conversation, silent_seconds: float) -> None:
+    """Until the client goes away, or has said nothing for too long. The first message must come soon."""
+    hello_by = time.monotonic() + HELLO_SECONDS
     while True:
-        left = None if conversation.greeted else max(0.0, deadline - time.monotonic())
+        until = conversation.heard_at + silent_seconds if conversation.greeted else hello_by
         try:
-            event = await asyncio.wait_for(socket.receive(), left)
+            # subtle: wait_for would at times swallow the cancelling of this task (until Python 3.12)
+            async with asyncio.timeout(until - time.monotonic()):
+                event = await socket.receive()
         except TimeoutError:
-            conversation.viewer.close(protocol.CLOSE_POLICY, "hello did not come.")
+            if conversation.greeted:
+                conversation.viewer.close(protocol.CLOSE_IDLE, "Nothing was asked for for a long time.")
+            else:
+                conversation.viewer.close(protocol.CLOSE_POLICY, "hello did not come.")
             return
         if event["type"] == "websocket.disconnect":
             return

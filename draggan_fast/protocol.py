@@ -12,14 +12,19 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
+from .errors import DragError
+
 VERSION = 1
 MAX_ID = 2**32 - 1
 MAX_COORDINATE = 1e5  # far outside any picture, and nothing overflows
+MAX_TOKEN = 512  # characters
 MAX_STROKES, MAX_STROKE_POINTS = 200, 5000
 UPLOAD_MASK, UPLOAD_SESSION = 1, 2
+MAX_FOLLOW = 2**16 - 1
 FORMATS = {"webp": 1, "jpeg": 2}
 FLAG_PREVIEW, FLAG_DONE, FLAG_RUNNING, FLAG_TIMELINE = 1, 2, 4, 8
-CLOSE_REPLACED, CLOSE_POLICY, CLOSE_TOO_LARGE, CLOSE_GOING_AWAY, CLOSE_TRY_LATER = 4001, 1008, 1009, 1001, 1013
+CLOSE_REPLACED, CLOSE_IDLE = 4001, 4002
+CLOSE_POLICY, CLOSE_TOO_LARGE, CLOSE_GOING_AWAY, CLOSE_TRY_LATER = 1008, 1009, 1001, 1013
 
 Point = tuple[float, float]
 
@@ -37,13 +42,26 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may send, and how much of it."""
+    """What a client may send, and how much of it: a message of text, a piece of an upload, an upload in all."""
 
     message_bytes: int = 65536
+    piece_bytes: int = 1 << 18
     upload_bytes: int = 1 << 24
     points: int = 64
     messages_per_second: int = 200
     sessions: int = 16
+
+    @property
+    def largest_message(self) -> int:
+        """Bytes of a WebSocket message that are to be let through, with some to spare for a proper refusal. It is what
+        anybody at all can have the server hold, by a message that does not end."""
+        return max(self.message_bytes, self.piece_bytes) + 4096
+
+
+def check_token(token: str) -> None:
+    """Raises DragError for a token that could not be sent as it is, in JSON and in HTTP's ``Authorization``."""
+    if not 1 <= len(token) <= MAX_TOKEN or not all("!" <= character <= "~" for character in token):
+        raise DragError(f"A token must be 1 to {MAX_TOKEN} printable ASCII characters without spaces.")
 
 
 # --- what a field takes: a checker returns the value, or raises ValueError with the end of "FIELD must be …" ----------
@@ -152,7 +170,7 @@ class Message:
 class Hello(Message):
     type = "hello"
     version: int = wire(whole(0, MAX_ID))
-    token: str | None = wire(text(512), None)
+    token: str | None = wire(text(MAX_TOKEN), None)
     resume: str | None = wire(text(128), None)
 
 
@@ -272,11 +290,12 @@ class Close(Message):
 
 @dataclass(frozen=True)
 class Upload(Message):
-    """A file: kind UPLOAD_MASK or UPLOAD_SESSION."""
+    """A file, or a piece of one: kind UPLOAD_MASK or UPLOAD_SESSION, and how many pieces follow."""
 
     type = "upload"
     kind: int = wire(whole(UPLOAD_MASK, UPLOAD_SESSION))
     data: bytes = wire(bytes)
+    follow: int = wire(whole(0, MAX_FOLLOW), 0)
 
 
 MESSAGES: dict[str, type[Message]] = {
@@ -343,22 +362,29 @@ def _check_together(message: Message, limits: Limits) -> None:
         raise ProtocolError("protocol", "settings: give at least one.", message.id)
 
 
-UPLOAD_HEADER = struct.Struct("<BBHI")  # version, kind, zero, id
+UPLOAD_HEADER = struct.Struct("<BBHI")  # version, kind, pieces that follow, id
 
 
 def parse_upload(data: bytes) -> Upload:
     """One binary message from a client. Raises ProtocolError."""
     if len(data) < UPLOAD_HEADER.size:
-        raise ProtocolError("protocol", "A binary message begins with version, kind, two zero bytes and an id.")
-    version, kind, zero, message_id = UPLOAD_HEADER.unpack_from(data)
-    if version != VERSION or kind not in (UPLOAD_MASK, UPLOAD_SESSION) or zero:
+        raise ProtocolError("protocol", "A binary message begins with version, kind, pieces that follow, and an id.")
+    version, kind, follow, message_id = UPLOAD_HEADER.unpack_from(data)
+    if version != VERSION or kind not in (UPLOAD_MASK, UPLOAD_SESSION):
         raise ProtocolError("protocol", "An upload is version 1 and of kind 1 (mask) or 2 (session).", message_id)
-    return Upload(id=message_id, kind=kind, data=data[UPLOAD_HEADER.size :])
+    return Upload(id=message_id, kind=kind, follow=follow, data=data[UPLOAD_HEADER.size :])
 
 
-def pack_upload(kind: int, message_id: int, data: bytes) -> bytes:
-    """What a client sends."""
-    return UPLOAD_HEADER.pack(VERSION, kind, 0, message_id) + data
+def pack_upload(kind: int, message_id: int, data: bytes, follow: int = 0) -> bytes:
+    """One binary message of a client. follow: how many more of the same upload there will be."""
+    return UPLOAD_HEADER.pack(VERSION, kind, follow, message_id) + data
+
+
+def upload_pieces(kind: int, message_id: int, data: bytes, piece_bytes: int) -> list[bytes]:
+    """The messages that a client sends for an upload. piece_bytes: the server's limit, from its ``welcome``."""
+    starts = range(0, max(len(data), 1), piece_bytes)
+    left = len(starts)
+    return [pack_upload(kind, message_id, data[at : at + piece_bytes], left - 1 - i) for i, at in enumerate(starts)]
 
 
 # --- messages from the server -----------------------------------------------------------------------------------------

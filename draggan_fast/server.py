@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -16,13 +17,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 from .errors import DragError
-from .live_exports import HANDLERS, Exports
+from .live_exports import Exports, refused
 from .live_hub import LiveHub
 from .live_security import LOOPBACK_HOSTS, Guard
 from .live_socket import serve_viewer
 from .loading import Model, load
 from .models import DEFAULT_MODEL
-from .protocol import Limits
+from .protocol import Limits, check_token
 
 WEB = Path(__file__).resolve().parent / "web"
 
@@ -41,6 +42,7 @@ def create_app(
     allow_origins: Sequence[str] = (),
     max_sessions: int = 16,
     idle_seconds: float = 600.0,
+    silent_seconds: float = 1800.0,
     limits: Limits | None = None,
 ) -> LiveApp:
     """The live server (docs/protocol.md, docs/embedding.md).
@@ -48,19 +50,22 @@ def create_app(
     model: from ``load`` or a name or path for it, or several, the first of which is the default.  token: what clients
     must know, None = nothing.  allowed_hosts: names in the Host header that are answered, ("*",) = any.
     allow_origins: pages of other origins that may use the server.  max_sessions: pictures at a time.  idle_seconds:
-    how long a picture is kept after its viewer has gone.  limits: what clients may send, if not the usual; how many
+    how long a picture is kept after its viewer has gone.  silent_seconds: how long a viewer may ask for nothing before
+    it is sent away, as if it had gone.  limits: what clients may send, if not the usual; how many
     pictures there may be is max_sessions all the same.
     Raises DragError for what does not fit.
 
     Mounted in another application, its lifespan is not run (Starlette runs only the outermost): the worker starts with
     the first viewer; end it with ``async with app.live:`` in the lifespan of the application around.
     """
-    if token is not None and (not token or not token.isascii()):
-        raise DragError("A token must be a non-empty ASCII text.")
+    if token is not None:
+        check_token(token)
     if not max_sessions >= 1:
         raise DragError(f"max_sessions must be at least 1, not {max_sessions}.")
     if not idle_seconds > 0:
         raise DragError(f"idle_seconds must be above 0, not {idle_seconds}.")
+    if not silent_seconds > 0:
+        raise DragError(f"silent_seconds must be above 0, not {silent_seconds}.")
     if isinstance(allowed_hosts, str) or isinstance(allow_origins, str):
         raise DragError("allowed_hosts and allow_origins are lists of names.")
     given = [model] if isinstance(model, (Model, str)) else list(model)
@@ -74,7 +79,7 @@ def create_app(
             yield
 
     async def socket(websocket: WebSocket) -> None:
-        await serve_viewer(websocket, hub, token)
+        await serve_viewer(websocket, hub, token, silent_seconds)
 
     async def page(_: Request) -> Response:
         return FileResponse(WEB / "index.html", headers={"cache-control": "no-cache"})
@@ -102,8 +107,10 @@ def create_app(
             Route(session + "/timeline/{index}.webp", exports.thumbnail),
             Route(session + "/timeline.{kind}", exports.animation),
         ],
-        middleware=[Middleware(Guard, hosts=allowed_hosts, origins=allow_origins, token=token)],
-        exception_handlers=HANDLERS,
+        middleware=[
+            Middleware(Guard, hosts=allowed_hosts, origins=allow_origins, token=token, failed=exports.failed),
+        ],
+        exception_handlers={HTTPException: refused, DragError: refused},
         lifespan=lifespan,
     )
     app.live = hub

@@ -11,13 +11,14 @@ import uvicorn
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from draggan_fast.protocol import pack_upload, unpack_frame
+from draggan_fast.protocol import Limits, unpack_frame, upload_pieces
 
 PATIENCE = 30.0
+LARGEST_MESSAGE = Limits().largest_message
 
 
 @contextlib.contextmanager
-def running(app, port=0):
+def running(app, port=0, ws_max_size=LARGEST_MESSAGE):
     """The port (a free one if 0) of a uvicorn server on loopback that serves the app until the block ends."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # where another server has just been
@@ -25,7 +26,7 @@ def running(app, port=0):
     config = uvicorn.Config(
         app,
         ws="websockets-sansio",
-        ws_max_size=1 << 25,
+        ws_max_size=ws_max_size,
         ws_per_message_deflate=False,
         log_level="error",
         timeout_graceful_shutdown=1,
@@ -108,7 +109,8 @@ class Client:
 
     def upload(self, kind, data):
         self._next_id += 1
-        self.socket.send(pack_upload(kind, self._next_id, data))
+        for piece in upload_pieces(kind, self._next_id, data, self.welcome["limits"]["piece_bytes"]):
+            self.socket.send(piece)
         return self.answer(self._next_id)
 
     def answer(self, message_id):

@@ -449,9 +449,8 @@ def test_token_place_limit_and_a_server_that_dies(open_tab):
         server.start()
         if page.get_by_role("button", name="Try now").is_visible():
             page.get_by_role("button", name="Try now").click()
-        live.until("element.connection.isOpen && element.status.undo")
         page.locator("#toast", has_text="It is back").wait_for()
-        assert live.element("element.status.step") == step
+        live.until(f"element.connection.isOpen && element.status.step === {step} && !element.status.undo")
         wait_until_it_looks_like(live, here)
         drag(live, (64.0, 74.0), (68.0, 74.0))
 

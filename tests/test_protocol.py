@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draggan_fast import protocol
+from draggan_fast.live_upload import Incoming
 from draggan_fast.protocol import Limits, ProtocolError
 
 LIMITS = Limits()
@@ -139,7 +140,44 @@ def test_any_upload_is_parsed_or_refused(data):
     except ProtocolError as error:
         assert error.code == "protocol"
     else:
-        assert protocol.pack_upload(upload.kind, upload.id, upload.data) == data
+        assert protocol.pack_upload(upload.kind, upload.id, upload.data, upload.follow) == data
+
+
+@given(st.binary(max_size=60), st.integers(1, 30))
+def test_pieces_make_the_upload(data, piece_bytes):
+    incoming = Incoming(LIMITS)
+    *first, last = [protocol.parse_upload(p) for p in protocol.upload_pieces(2, 7, data, piece_bytes)]
+    assert all(len(piece.data) == piece_bytes for piece in first)
+    assert [incoming.add(piece) for piece in first] == [None] * len(first)
+    assert incoming.add(last) == protocol.Upload(id=7, kind=2, data=data)
+    assert incoming.begins(last)
+
+
+def pieces(*rows, limits=LIMITS):
+    """What comes of messages (id, kind, how many follow, data): data of a whole upload, None, or a code."""
+    incoming, heard = Incoming(limits), []
+    for message_id, kind, follow, data in rows:
+        try:
+            whole = incoming.add(protocol.Upload(id=message_id, kind=kind, follow=follow, data=data))
+            heard.append(whole and whole.data)
+        except ProtocolError as error:
+            assert error.message_id == message_id
+            heard.append(error.code)
+    return heard
+
+
+def test_pieces_that_do_not_fit_are_refused_once():
+    assert pieces((1, 2, 1, b"a"), (1, 2, 0, b"b"), (1, 2, 0, b"c")) == [None, b"ab", b"c"]
+    for other in ((2, 2, 0, b"b"), (1, 1, 0, b"b"), (1, 2, 1, b"b"), (1, 2, 3, b"b")):
+        assert pieces((1, 2, 1, b"a"), other)[1] == "order"
+    assert pieces((1, 2, 2, b"a"), (1, 2, 2, b"x"), (1, 2, 1, b"b"), (1, 2, 0, b"c"), (1, 2, 0, b"new")) == [
+        None, "order", None, None, b"new",
+    ]  # fmt: skip
+    few = protocol.Limits(upload_bytes=4)
+    assert pieces((1, 2, 2, b"abc"), (1, 2, 1, b"de"), (1, 2, 0, b"f"), (1, 2, 0, b"abcd"), limits=few) == [
+        None, "limit", None, b"abcd",
+    ]  # fmt: skip
+    assert pieces((1, 2, 0, b"abcde"), (1, 2, 0, b"abcd"), limits=few) == ["limit", b"abcd"]
 
 
 FRAME = protocol.Frame(

@@ -14,6 +14,7 @@ const MOST_MISSED = 3; // pings without any word from the server, after which it
 const OPENING_MS = 10000;
 const PATIENCE = 3; // of a server that says that it is full: so many of the pauses are skipped
 const CLOSE_REPLACED = 4001;
+const CLOSE_IDLE = 4002;
 const UPLOAD_HEADER_BYTES = 8;
 
 export const UPLOAD_MASK = 1;
@@ -29,7 +30,7 @@ export const PASSING = new Set(["limit", "rate", "memory"]);
  * @property {number} attempts  failed ones in a row
  * @property {number} [retryAt]  performance.now() of the next attempt
  * @property {string} [code]  of the error that ended it, if the server said one; "replaced" if another viewer took the
- *     session over
+ *     session over, "idle" if nothing had been asked for for a long time
  * @property {string} [message]
  */
 
@@ -48,6 +49,7 @@ export class Connection extends EventTarget {
   /** @type {Map<number, {resolve: (value: object) => void, reject: (error: ServerError) => void}>} */
   #waiting = new Map();
   #nextId = 1;
+  #pieceBytes = 65536; // of an upload at most, in one message; the server says
   #attempts = 0;
   #retry = 0;
   #ping = 0;
@@ -131,13 +133,19 @@ export class Connection extends EventTarget {
       const sizes = [file.size, this.#uploadBytes].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`);
       throw new ServerError("value", `The file has ${sizes[0]}; this server takes ${sizes[1]}.`);
     }
-    const bytes = await file.arrayBuffer();
+    const bytes = new Uint8Array(await file.arrayBuffer());
     return this.#ask((id) => {
-      const message = new Uint8Array(UPLOAD_HEADER_BYTES + bytes.byteLength);
-      message.set([VERSION, kind]);
-      new DataView(message.buffer).setUint32(4, id, true);
-      message.set(new Uint8Array(bytes), UPLOAD_HEADER_BYTES);
-      /** @type {WebSocket} */ (this.#socket).send(message);
+      const pieces = Math.max(Math.ceil(bytes.length / this.#pieceBytes), 1);
+      for (let index = 0; index < pieces; index += 1) {
+        const piece = bytes.subarray(index * this.#pieceBytes, (index + 1) * this.#pieceBytes);
+        const message = new Uint8Array(UPLOAD_HEADER_BYTES + piece.length);
+        const header = new DataView(message.buffer);
+        message.set([VERSION, kind]);
+        header.setUint16(2, pieces - 1 - index, true);
+        header.setUint32(4, id, true);
+        message.set(piece, UPLOAD_HEADER_BYTES);
+        /** @type {WebSocket} */ (this.#socket).send(message);
+      }
     });
   }
 
@@ -236,6 +244,7 @@ export class Connection extends EventTarget {
     window.clearTimeout(this.#opening);
     this.#missed = this.#pinged = 0;
     this.#uploadBytes = message.limits.upload_bytes;
+    this.#pieceBytes = message.limits.piece_bytes;
     this.#ping = window.setInterval(() => this.#checkAlive(), PING_EVERY_MS);
     this.#setState({ state: "open", attempts: 0 });
     this.#tell("welcome", message);
@@ -265,6 +274,9 @@ export class Connection extends EventTarget {
     this.#failWaiting(new ServerError("gone", "The connection to the server was lost."));
     if (event?.code === CLOSE_REPLACED) {
       this.#refusal = new ServerError("replaced", "This picture was opened in another window.");
+    }
+    if (event?.code === CLOSE_IDLE) {
+      this.#refusal = new ServerError("idle", "Nothing has happened here for a long time, so the connection was closed.");
     }
     const why = this.#refusal && { code: this.#refusal.code, message: this.#refusal.message };
     if (why && !PASSING.has(why.code)) {

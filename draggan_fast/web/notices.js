@@ -14,6 +14,7 @@ const SAFE = "Your picture is safe in this page.";
 /** @type {Record<string, string>} */
 const TITLES = {
   replaced: "Opened elsewhere",
+  idle: "Asleep",
   limit: "All places are taken",
   rate: "The server is busy",
   memory: "Out of memory",
@@ -100,7 +101,8 @@ export class Notices {
       return;
     }
     this.#countdown.stop();
-    const label = code === "replaced" ? "Use it here" : "Try again";
+    const labels = /** @type {Record<string, string>} */ ({ replaced: "Use it here", idle: "Go on" });
+    const label = labels[code] ?? "Try again";
     const again = this.#button(label, () => this.canvas.reconnect());
     this.#show(code, make("h2", {}, TITLES[code] ?? "The server refused"), make("p", {}, message), again);
   }
@@ -171,7 +173,7 @@ export class Notices {
         },
       },
       make("h2", {}, "This server asks for a token"),
-      make("p", {}, "It is what draggan-fast serve was given as --token."),
+      make("p", {}, "It is what draggan-fast serve was given as its token."),
       make("div", { class: "row" }, input, make("button", { class: "plain strong" }, "Open")),
     );
     this.#show("unauthorised", form);
