@@ -51,7 +51,7 @@ bench-ops: setup
 # The README's tables and figure, from the records.
 figures: setup
 	$(BIN)/python -m draggan_fast.bench.plot bench/results/*_bench_*.json bench/results/*_landmarks_*.json \
-	    --figures docs --readme README.md
+	    --figures docs --machine AVX512 --readme README.md
 
 cuda-resources: setup
 	$(BIN)/python tools/cuda_compile.py

@@ -1,10 +1,11 @@
 """Figures and README tables from the JSON of ``draggan-fast bench`` and ``eval``; nothing is typed by hand.
 
     python -m draggan_fast.bench.plot bench/results/*_bench_*.json bench/results/*_landmarks_*.json \\
-        [--figures docs] [--readme README.md]
+        [--figures docs [--machine AVX512]] [--readme README.md]
 
 Every row's ``suite`` says what it is, so the files can be given in any order; of two rows that measure the same thing
-that of the later file counts. Tables go between the markers ``<!-- table:NAME -->`` and ``<!-- end -->``.
+that of the later file counts. Tables go between the markers ``<!-- table:NAME -->`` and ``<!-- end -->``; with
+``<!-- table:NAME AVX2 -->`` it is that of machines with these vector instructions.
 """
 
 from __future__ import annotations
@@ -38,8 +39,32 @@ def load_rows(paths: Iterable[Path]) -> list[Row]:
         except (OSError, ValueError, KeyError, TypeError):
             raise DragError(f"{path} is not a record of 'draggan-fast bench' or 'eval' (machine and rows).") from None
         for row in rows:
-            found[tuple(row.get(key) for key in IDENTITY)] = {**row, "machine": machine}
+            measured = {**row, "machine": machine}
+            found[(*(row.get(key) for key in IDENTITY), kind_of(measured))] = measured
     return list(found.values())
+
+
+def kind_of(row: Row) -> str:
+    """What machine a row is of: its GPU or its vector instructions."""
+    return str(row["machine"].get("gpu") or row["machine"].get("vector_instructions"))
+
+
+def of_machine(rows: Iterable[Row], kind: str | None) -> list[Row]:
+    """The rows of such machines; None: of any, the later one of two that measure the same thing."""
+    if kind is not None:
+        return [row for row in rows if kind_of(row) == kind]
+    return list({tuple(row.get(key) for key in IDENTITY): row for row in rows}.values())
+
+
+def tables_of(rows: list[Row]) -> dict[str, str]:
+    """The tables by what stands in their markers: ``step``, ``step AVX2``, …, as far as there are rows."""
+    found = {}
+    for kind in [None, *sorted({kind_of(row) for row in rows})]:
+        those = of_machine(rows, kind)
+        for name, make in TABLES.items():
+            if select(those, suite=name):
+                found[name if kind is None else f"{name} {kind}"] = make(those)
+    return found
 
 
 def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
@@ -220,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path, metavar="RECORD.json")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write bench-*.svg there")
+    parser.add_argument("--machine", metavar="KIND", help="whose figures: GPU or vector instructions (default: any)")
     parser.add_argument("--readme", type=Path, metavar="README.md", help="replace the tables in this file")
     arguments = parser.parse_args(argv)
     try:
@@ -227,9 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DragError as error:
         print(f"plot: {error}", file=sys.stderr)
         return 2
-    tables = {name: make(rows) for name, make in TABLES.items() if select(rows, suite=name)}
+    tables = tables_of(rows)
     if arguments.figures:
-        for name, svg in figures.draw_all(rows).items():
+        for name, svg in figures.draw_all(of_machine(rows, arguments.machine)).items():
             write_bytes(arguments.figures / f"bench-{name}.svg", svg)
     if arguments.readme:
         text = arguments.readme.read_text(encoding="utf-8")
@@ -238,7 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_bytes(arguments.readme, text.encode())
     else:
         for name, table in tables.items():
-            print(f"{name} ({machine_line(select(rows, suite=name))})\n\n{table}\n")
+            suite, _, kind = name.partition(" ")
+            print(f"{name} ({machine_line(select(of_machine(rows, kind or None), suite=suite))})\n\n{table}\n")
     return 0
 
 

@@ -17,7 +17,7 @@ from draggan_fast.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT_SEED, HELD_OUT = 20261122, 8
-HASH = "acda3986b3427c4628e7eb031677177fb6074c9eda420ed8bd39e83a2c1e9b0d"
+HASH = "17090343e89c644cf3976be554aed469a5f9c3575d4d76ed7ebddcb528ebdc52"
 
 
 @pytest.fixture(scope="module")
