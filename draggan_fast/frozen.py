@@ -69,30 +69,34 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True)
 class KernelPart:
-    """Some rows and columns of a layer's kernel, or the transpose of that convolution, made when it is asked for."""
+    """Some rows and columns of a kernel, or the transpose of that convolution, made when it is asked for.
 
-    layer: StyledConv
+    weight [C', C, 3, 3]: the layer's own, of today: other weights that it is given later are none of ours.
+    """
+
+    weight: Tensor
     precision: torch.dtype
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     transposed: bool
 
     def __call__(self) -> Tensor:
-        kernel = self.layer.weight.detach()[:, :, list(self.rows)][:, :, :, list(self.columns)].to(self.precision)
+        kernel = self.weight[:, :, list(self.rows)][:, :, :, list(self.columns)].to(self.precision)
         return kernel.flip(2, 3).transpose(0, 1) if self.transposed else kernel
 
     def version(self) -> int:
-        """Another number after the layer's weight was changed in place."""
-        return self.layer.weight._version
+        """Another number after the weight was changed in place, which tensors made for inference do not count."""
+        return 0 if self.weight.is_inference() else self.weight._version
 
 
 class FrozenLayer:
     """One StyledConv with its weights packed: for both directions if it is ``differentiable``."""
 
     def __init__(self, layer: StyledConv, precision: torch.dtype, differentiable: bool) -> None:
+        weight = layer.weight.detach()
         size = layer.resolution // 2 if layer.up else layer.resolution
         self.up, self.taps = layer.up, layer.taps
-        self.weights = layer.weight.numel()
+        self.weights = weight.numel()
         self.multiply_adds = self.weights * size * size
         self.bias = layer.bias.detach().float()
         self.energy = layer.weight.detach().float().square().sum(dim=(2, 3))  # Σ W² [C', C]
@@ -108,7 +112,7 @@ class FrozenLayer:
                 opposite = (len(used_rows) - 1 - pad_rows, len(used_columns) - 1 - pad_columns)
                 output = (size + pad_rows, size + pad_columns) if self.up else (size, size)
                 there, back = (
-                    KernelPart(layer, precision, used_rows, used_columns, turned) for turned in (False, True)
+                    KernelPart(weight, precision, used_rows, used_columns, turned) for turned in (False, True)
                 )
                 self.forward_convs.append(PackedConv(there, padding, (size, size), there.version))
                 if differentiable:

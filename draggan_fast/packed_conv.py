@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_SIZES = 24  # of maps, with as many packings at most; a drag sees a few
+MAX_SIZES = 256  # of maps: each number of handles has its own; packings are shared, of those there are a handful
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -70,10 +70,10 @@ class PackedConv:
         if self._version() != self._made:  # the weights are others now, but not those of this network
             return self._first
         form = self._pack(self._make(), shape, padding)
-        distinct = {id(known): known for known in (self._first, *self._forms.values())}
+        distinct = {id(known): known for known in (self._first, *list(self._forms.values()))}
         form = next((known for known in distinct.values() if same_layout(known, form)), form)
         if len(self._forms) >= MAX_SIZES:
-            self._forms.clear()
+            self._forms.pop(next(iter(self._forms)), None)  # the oldest
         self._forms[key] = form
         return form
 

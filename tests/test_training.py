@@ -55,6 +55,20 @@ def test_every_stage_resume_and_export(train, tmp_path, capsys):
         assert (same - tensor).abs().max() <= (1e-3 if name == "mapping.w_avg" else 0), name  # w_avg is measured anew
 
 
+def test_stopped_after_white_it_goes_on(train, tmp_path):
+    out = tmp_path / "white.safetensors"
+    train("--stage", "render")
+    train("--stage", "white")
+    train("--stage", "white")  # again: nothing
+    train("--stage", "drag", "--export", out)
+    config = dg.load(out, device="cpu").config
+    assert (config.w_dim, len(config.mapping_widths)) == (168, 4)
+    train("--run", tmp_path / "on", "--pool-dir", tmp_path / "run" / "pool", "--resume-from", out, "--stage", "white")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert sum(line.get("event") == "white-end" for line in log) == 1
+    assert not (tmp_path / "on" / "log.jsonl").exists(), "it was white already"
+
+
 # --- the stage drag -----------------------------------------------------------------------------------------------
 
 

@@ -159,7 +159,7 @@ class Trainer:
         state = torch.load(self.run / "state.pt", map_location=self.device, weights_only=True)
         if state["size"] != self.size:
             raise SystemExit(f"{self.run} holds a run at {state['size']} pixels: give --size {state['size']}.")
-        channels, widths = tuple(state["channels"]), tuple(state["mapping_widths"])
+        channels, widths = tuple(state["channels"]), tuple(state.get("mapping_widths", self.config.mapping_widths))
         config = replace(self.config, channels=channels, mapping_widths=widths, w_dim=widths[-1])
         if config != self.config:
             self._adopt(Generator(config).to(self.device, memory_format=torch.channels_last))
@@ -351,8 +351,8 @@ class Trainer:
         """Stage white: the averaged network with another w. Doing it twice is doing it once."""
         if self.config.mapping_widths == generator_config(self.size).mapping_widths:
             self._adopt(whitened(self.ema, self.args.seed).to(memory_format=torch.channels_last))
-            self.save()
-            self.log(event="white", w_dim=self.config.w_dim)
+            self.stage, self.optimisers, self.pending = "white", [], []  # those of another network
+            self.milestone("white-end", self.size)
 
     def train_drag(self, minutes: float) -> None:
         """Stage drag: channels to track by added to the averaged network's features.
