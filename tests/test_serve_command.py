@@ -17,6 +17,7 @@ import torch
 
 import draggan_fast as dg
 from draggan_fast import cli, serve_command
+from draggan_fast.live_security import LOOPBACK_HOSTS
 from tests.live_client import Client, get
 
 
@@ -166,6 +167,17 @@ def test_a_token_that_others_cannot_see_is_not_shown_to_them(monkeypatch):
     monkeypatch.delenv("DRAGGAN_FAST_TOKEN")
     cli.main(["serve", "--port", "0", "--token", "a/b"])
     assert shown == ["s3cret", "", "a/b", "#token=a/b"]
+
+
+def test_with_a_token_any_host_name_is_answered_and_without_one_only_this_machines(monkeypatch):
+    """As docs/embedding.md says for a proxy that passes its own name on, with serve on loopback."""
+    monkeypatch.delenv("DRAGGAN_FAST_TOKEN", raising=False)
+    hosts = []
+    monkeypatch.setattr(serve_command, "run", lambda *_: None)
+    monkeypatch.setattr("draggan_fast.server.create_app", lambda *_, **options: hosts.append(options["allowed_hosts"]))
+    cli.main(["serve", "--port", "0", "--token", "a"])
+    cli.main(["serve", "--port", "0", "--host", "127.0.0.2"])
+    assert hosts == [("*",), (*LOOPBACK_HOSTS, "127.0.0.2")]
 
 
 @pytest.mark.parametrize(
