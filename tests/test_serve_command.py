@@ -18,7 +18,7 @@ import torch
 import draggan_fast as dg
 from draggan_fast import cli, serve_command
 from draggan_fast.live_security import LOOPBACK_HOSTS
-from tests.live_client import Client, get
+from tests.live_client import Client, get, wait_until_ready
 
 
 @pytest.fixture
@@ -38,18 +38,6 @@ def served(golden):
         process.kill()
         process.stdout.close()
         process.wait()
-
-
-def wait_until_ready(port):
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if get(port, "/healthz")[0] == 200:
-                return
-        except ConnectionError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_ctrl_c_in_the_middle_of_drags_and_an_export(served):
