@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from .protocol import Limits, ProtocolError, Upload
 
-
 MOST_REFUSED = 256  # ids of refused uploads that are kept in mind until their last piece has come
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -55,11 +56,17 @@ def test_ctrl_c_in_the_middle_of_drags_and_an_export(served):
         answers = []
 
         def export():
-            answers.append(get(port, f"/api/sessions/{sessions[0]}/timeline.webp")[0])
+            try:
+                answers.append(get(port, f"/api/sessions/{sessions[0]}/timeline.webp")[0])
+            except (ConnectionError, http.client.HTTPException):
+                answers.append("cut off")
 
         exporting = threading.Thread(target=export)
         exporting.start()
-        time.sleep(0.1)
+        deadline = time.monotonic() + 30
+        while not answers and b"\ndraggan_animations 0.0" in get(port, "/metrics")[2]:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
         codes = [client.closed() for client in clients]
@@ -69,10 +76,14 @@ def test_ctrl_c_in_the_middle_of_drags_and_an_export(served):
         exporting.join(30)
     assert 1001 in codes
     assert set(codes) <= {1001, 1012, None}  # None: on a busy machine, what it was just sending met a closed socket
-    assert answers in ([503], [200])  # refused, or it was quicker than the signal: but answered
+    *logged, last = process.stdout.read().splitlines()
+    assert last == "draggan-fast: stopped"
+    impatient = [line for line in logged if re.fullmatch(r"\S+ Cancel \d+ running task\(s\), .*exceeded", line)]
+    assert logged == impatient  # uvicorn's own word on a machine that is too busy to answer in time; and no traceback
+    # Refused, or it was quicker than the signal: but answered, unless uvicorn has cut it off.
+    assert answers in ([503], [200], *([["cut off"]] if impatient else ()))
     print(f"told after {told:.2f} s, ended after {seconds:.2f} s")
     assert seconds < 10  # a second on a machine of its own; this one may be busy
-    assert process.stdout.read() == "draggan-fast: stopped\n"
 
 
 @pytest.mark.parametrize(

@@ -409,6 +409,7 @@ def test_metrics(client, port):
     assert lines["draggan_frame_bytes_total"] > 100
     assert lines["draggan_viewers"] >= 1
     assert lines["draggan_sessions"] >= 1
+    assert lines["draggan_animations"] == 0
     assert lines["draggan_memory_bytes"] > 5e7
     assert lines['draggan_errors_total{code="protocol"}'] >= 1
     for stage in ("step", "render", "encode"):
