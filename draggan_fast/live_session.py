@@ -41,9 +41,10 @@ def out_of_memory(error: BaseException) -> bool:
 class Shared:
     """What all sessions of a server have in common.
 
-    idle_seconds: how long a session is kept without a viewer. room: raises ProtocolError if a first picture would find no
-    place. enter: gives a session that has just opened its first picture a place, or raises ProtocolError. ended: told of a session that has ended; it may refuse
-    (False) because somebody has just come back to it. running: how many sessions are.
+    idle_seconds: how long a session is kept without a viewer. room: raises ProtocolError if a first picture would find
+    no place. enter: gives a session that could open its first picture a place, or raises ProtocolError. ended: told of
+    a session that has ended; it may refuse (False) because somebody has just come back to it. running: how many
+    sessions are.
     """
 
     models: ServedModels

@@ -66,7 +66,7 @@ class Limits:
 
 
 def check_limits(limits: Limits) -> None:
-    """Raises DragError for limits that no client could keep: an upload comes in numbered pieces, all of them at once."""
+    """Raises DragError for limits that no client could keep; an upload comes in numbered pieces, all at once."""
     for name, value in vars(limits).items():
         most = MAX_POINTS if name == "points" else MAX_ID
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
@@ -77,7 +77,7 @@ def check_limits(limits: Limits) -> None:
         raise DragError(f"{what}, the protocol takes {MAX_FOLLOW + 1}; give larger pieces or smaller uploads.")
     if UPLOAD_COST + pieces - 1 > limits.burst:
         raise DragError(
-            f"{what} and counts as {UPLOAD_COST + pieces - 1} messages, but at most {limits.burst} may come at once (twice "
+            f"{what} and counts as {UPLOAD_COST + pieces - 1} messages, but {limits.burst} may come at once (twice "
             "messages_per_second); give larger pieces, smaller uploads or more messages a second."
         )
 

@@ -111,8 +111,11 @@ def test_a_second_run_waits_for_the_first_ones_step():
     assert first.stop(PATIENCE)
     assert not hub.ready
     hub.start()
-    assert hub._worker not in (first, None)
-    assert hub.stop()
+    second = hub._worker
+    assert second not in (first, None)
+    hub.halt()
+    assert second.stop(PATIENCE)
+    hub.stop()
 
 
 def test_no_picture_enters_a_server_that_stops(monkeypatch):

@@ -78,7 +78,7 @@ def test_ctrl_c_in_the_middle_of_drags_and_an_export(served):
     assert set(codes) <= {1001, 1012, None}  # None: on a busy machine, what it was just sending met a closed socket
     *logged, last = process.stdout.read().splitlines()
     assert last == "draggan-fast: stopped"
-    impatient = [line for line in logged if re.fullmatch(r"\S+ Cancel \d+ running task\(s\), .*exceeded", line)]
+    impatient = [line for line in logged if re.fullmatch(r"\S+\s+Cancel \d+ running task\(s\), .*exceeded", line)]
     assert logged == impatient  # uvicorn's own word on a machine that is too busy to answer in time; and no traceback
     # Refused, or it was quicker than the signal: but answered, unless uvicorn has cut it off.
     assert answers in ([503], [200], *([["cut off"]] if impatient else ()))
