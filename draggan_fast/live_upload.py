@@ -17,7 +17,7 @@ class Incoming:
         self._limits = limits
         self._last: Upload | None = None  # the piece before the next
         self._data = bytearray()
-        self._refused: dict[int, None] = {}  # the ids whose further pieces are passed over, the first first
+        self._refused: dict[int | None, None] = {}  # the ids whose further pieces are passed over, the first first
 
     def begins(self, piece: Upload) -> bool:
         """Whether it is the first of its upload."""
