@@ -97,10 +97,12 @@ class Exports:
         if self._animations >= MAX_ANIMATIONS:
             return problem(503, "Other animations are being made; try again in a moment.")
         self._animations += 1
+        self.hub.metrics.animations.inc()
         try:
             data = await self._animated(request, live, drag, suffix)
         finally:
             self._animations -= 1
+            self.hub.metrics.animations.dec()
         kind = "video/mp4" if suffix == ".mp4" else "image/webp"
         return download(data, kind, "timeline" + suffix)
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,13 +41,17 @@ def out_of_memory(error: BaseException) -> bool:
 class Shared:
     """What all sessions of a server have in common.
 
-    idle_seconds: how long a session is kept without a viewer. ended: told of a session that has ended; it may refuse
-    (False) because somebody has just come back to it. running: how many sessions are.
+    idle_seconds: how long a session is kept without a viewer. room: raises ProtocolError if a first picture would find
+    no place. enter: gives a session that could open its first picture a place, or raises ProtocolError. ended: told of
+    a session that has ended; it may refuse (False) because somebody has just come back to it. running: how many
+    sessions are.
     """
 
     models: ServedModels
     metrics: Metrics
     idle_seconds: float
+    room: Callable[[], None]
+    enter: Callable[[LiveSession], None]
     ended: Callable[[LiveSession], bool]
     running: int = 0
 
@@ -244,9 +249,9 @@ class LiveSession:
     def _apply(self, message: protocol.Message, arrived: float) -> None:
         match message:
             case protocol.Create():
-                self._open(self.shared.models.create(message))
+                self._open(partial(self.shared.models.create, message))
             case protocol.Upload(kind=protocol.UPLOAD_SESSION):
-                self._open(self.shared.models.open(message.data))
+                self._open(partial(self.shared.models.open, message.data))
             case protocol.View():
                 self._look(message)
             case protocol.Close():
@@ -318,10 +323,16 @@ class LiveSession:
         assert self._timeline is not None
         return self.drag, self._timeline
 
-    def _open(self, drag: DragSession) -> None:
-        """Another picture in place of the present one."""
+    def _open(self, make: Callable[[], DragSession]) -> None:
+        """Another picture in place of the present one, or the first; what cannot be opened takes nobody's place."""
+        if self.drag is None:
+            self.shared.room()  # before any work
+        drag = make()
         drag.preview()  # fails here or not at all
-        self.drag, self._timeline = drag, Timeline(drag.state)
+        timeline = Timeline(drag.state)
+        if self.drag is None:
+            self.shared.enter(self)
+        self.drag, self._timeline = drag, timeline
         network, block = drag.model.config, drag.config.feature_block
         self._feature_bytes = sum(8 * network.channels[b] * (4 << b) ** 2 for b in range(block + 1))
         self.screen.clear()

@@ -26,7 +26,7 @@ from .version import __version__
 logger = logging.getLogger("draggan_fast.live")
 HELLO_SECONDS = 10.0
 WRONG_MESSAGES, WRONG_SECONDS = 50, 10.0  # so many within so long are too many
-UPLOAD_COST = 20  # an upload counts as so many messages
+PASSED_OVER = 0.5  # of a refused message: a piece of a refused upload that comes too fast
 TOO_LARGE = "The message is too large."
 
 
@@ -59,7 +59,7 @@ class Conversation:
         self._upload: Said | None = None  # the last one
         self._token = token
         limits = hub.limits
-        self._allowance = Allowance(limits.messages_per_second, 2 * limits.messages_per_second)
+        self._allowance = Allowance(limits.messages_per_second, limits.burst)
         self._wrong = Allowance(WRONG_MESSAGES / WRONG_SECONDS, WRONG_MESSAGES)
 
     def receive(self, data: str | bytes) -> None:
@@ -67,6 +67,7 @@ class Conversation:
         arrived = time.perf_counter()
         hub, viewer = self.hub, self.viewer
         hub.metrics.messages.inc()
+        message: Message | None = None
         try:
             if too_large(data, hub.limits):
                 viewer.close(protocol.CLOSE_TOO_LARGE, TOO_LARGE)
@@ -77,14 +78,19 @@ class Conversation:
         except ProtocolError as error:
             hub.metrics.error(error.code)
             viewer.tell(error.reply())
-            if not self._wrong.take():
-                viewer.close(protocol.CLOSE_POLICY, "Too many messages that were refused.")
+            self._blame(1)
         except Busy as error:  # the server is stopping
-            viewer.tell(protocol.error("limit", str(error)))
+            viewer.tell(protocol.error("limit", str(error), None if message is None else message.id))
         except Exception as error:
             logger.exception("a message failed")
             hub.metrics.error("internal")
-            viewer.tell(protocol.error("internal", f"Something went wrong in the server ({type(error).__name__})."))
+            sentence = f"Something went wrong in the server ({type(error).__name__})."
+            viewer.tell(protocol.error("internal", sentence, None if message is None else message.id))
+
+    def _blame(self, count: float) -> None:
+        """The viewer was wrong, or too fast: who is too often is sent away."""
+        if not self._wrong.take(count):
+            self.viewer.close(protocol.CLOSE_POLICY, "Too many messages that were refused.")
 
     def _parsed(self, data: str) -> Message:
         self._pay(1, None)
@@ -96,9 +102,10 @@ class Conversation:
         if not self.greeted:
             raise ProtocolError("order", "The first message is hello.", piece.id)
         try:
-            self._pay(UPLOAD_COST if incoming.begins(piece) else 1, piece.id)
+            self._pay(protocol.UPLOAD_COST if incoming.begins(piece) else 1, piece.id)
         except ProtocolError:
             if incoming.skip(piece):  # of which it has been told already
+                self._blame(PASSED_OVER)
                 return None
             incoming.refuse(piece)
             raise
@@ -107,7 +114,7 @@ class Conversation:
     def _pay(self, cost: int, message_id: int | None) -> None:
         if not self._allowance.take(cost):
             most = self.hub.limits.messages_per_second
-            sentence = f"More than {most} messages a second (an upload counts as {UPLOAD_COST})."
+            sentence = f"More than {most} messages a second (an upload counts as {protocol.UPLOAD_COST})."
             raise ProtocolError("rate", sentence, message_id)
 
     def _take(self, message: Message, arrived: float) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from .protocol import Limits, ProtocolError, Upload
 
+MOST_REFUSED = 256  # ids of refused uploads that are kept in mind until their last piece has come
+
 
 class Incoming:
     """The upload of one viewer that is not complete yet, if there is one."""
@@ -15,15 +17,15 @@ class Incoming:
         self._limits = limits
         self._last: Upload | None = None  # the piece before the next
         self._data = bytearray()
-        self._refused: int | None = None  # the id whose further pieces are passed over
+        self._refused: dict[int | None, None] = {}  # the ids whose further pieces are passed over, the first first
 
     def begins(self, piece: Upload) -> bool:
         """Whether it is the first of its upload."""
-        return piece.id != self._refused and (self._last is None or self._last.id != piece.id)
+        return piece.id not in self._refused and (self._last is None or self._last.id != piece.id)
 
     def add(self, piece: Upload) -> Upload | None:
         """The whole upload once its last piece is here, None before. Raises ProtocolError, once for each upload; what
-        still comes of it is passed over."""
+        still comes of it is passed over, and the upload that it came between goes on."""
         if self.skip(piece):
             return None
         last = self._last
@@ -42,20 +44,24 @@ class Incoming:
         if piece.follow:
             return None
         whole = replace(piece, data=bytes(self._data))
-        self.forget()
+        self._forget()
         return whole
 
     def skip(self, piece: Upload) -> bool:
         """Whether it belongs to an upload that was refused."""
-        skipped = piece.id == self._refused
+        skipped = piece.id in self._refused
         if skipped and not piece.follow:
-            self._refused = None
+            del self._refused[piece.id]
         return skipped
 
     def refuse(self, piece: Upload) -> None:
-        """What has come is forgotten, and what comes of this upload passed over."""
-        self.forget()
-        self._refused = piece.id if piece.follow else None
+        """What has come of its upload is forgotten, and what still comes passed over."""
+        if self._last is not None and self._last.id == piece.id:
+            self._forget()
+        if piece.follow:
+            self._refused[piece.id] = None
+            if len(self._refused) > MOST_REFUSED:
+                del self._refused[next(iter(self._refused))]
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         self._last, self._data = None, bytearray()

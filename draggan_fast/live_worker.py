@@ -88,6 +88,11 @@ class LiveWorker:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._stopping
 
+    @property
+    def ended(self) -> bool:
+        """Whether its thread has run and computes no more."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
     def stop(self, timeout: float) -> bool:
         """Ends the thread; True if it has ended in time (a step that is being computed is not cut short)."""
         with self._condition:

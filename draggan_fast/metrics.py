@@ -30,6 +30,9 @@ class Metrics:
         self.messages = Counter("draggan_messages", "Messages from clients", registry=self.registry)
         self._sessions = Gauge("draggan_sessions", "Pictures that are open", registry=self.registry)
         self.viewers = Gauge("draggan_viewers", "Connected viewers", registry=self.registry)
+        self.animations = Gauge(
+            "draggan_animations", "Animations that are being made or wait for it", registry=self.registry
+        )
         memory = Gauge("draggan_memory_bytes", "Resident memory of the process", registry=self.registry)
         memory.set_function(lambda: process_megabytes() * 1e6)
         self.frames = Counter("draggan_frames", "Frames sent", registry=self.registry)

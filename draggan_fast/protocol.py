@@ -18,9 +18,11 @@ VERSION = 1
 MAX_ID = 2**32 - 1
 MAX_COORDINATE = 1e5  # far outside any picture, and nothing overflows
 MAX_TOKEN = 512  # characters
+MAX_POINTS = 2**16 - 1  # in a frame's header
 MAX_STROKES, MAX_STROKE_POINTS = 200, 5000
 UPLOAD_MASK, UPLOAD_SESSION = 1, 2
 MAX_FOLLOW = 2**16 - 1
+UPLOAD_COST = 20  # an upload counts as so many messages, each further piece as one
 FORMATS = {"webp": 1, "jpeg": 2}
 FLAG_PREVIEW, FLAG_DONE, FLAG_RUNNING, FLAG_TIMELINE = 1, 2, 4, 8
 CLOSE_REPLACED, CLOSE_IDLE = 4001, 4002
@@ -52,10 +54,32 @@ class Limits:
     sessions: int = 16
 
     @property
+    def burst(self) -> int:
+        """Messages that may come at once."""
+        return 2 * self.messages_per_second
+
+    @property
     def largest_message(self) -> int:
         """Bytes of a WebSocket message that are to be let through, with some to spare for a proper refusal. It is what
         anybody at all can have the server hold, by a message that does not end."""
         return max(self.message_bytes, self.piece_bytes) + 4096
+
+
+def check_limits(limits: Limits) -> None:
+    """Raises DragError for limits that no client could keep; an upload comes in numbered pieces, all at once."""
+    for name, value in vars(limits).items():
+        most = MAX_POINTS if name == "points" else MAX_ID
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise DragError(f"limits.{name} must be a whole number from 1 to {most}, not {value!r}.")
+    pieces = -(-limits.upload_bytes // limits.piece_bytes)
+    what = f"limits: an upload of {limits.upload_bytes} bytes in pieces of {limits.piece_bytes} has {pieces} pieces"
+    if pieces > MAX_FOLLOW + 1:
+        raise DragError(f"{what}, the protocol takes {MAX_FOLLOW + 1}; give larger pieces or smaller uploads.")
+    if UPLOAD_COST + pieces - 1 > limits.burst:
+        raise DragError(
+            f"{what} and counts as {UPLOAD_COST + pieces - 1} messages, but {limits.burst} may come at once (twice "
+            "messages_per_second); give larger pieces, smaller uploads or more messages a second."
+        )
 
 
 def check_token(token: str) -> None:

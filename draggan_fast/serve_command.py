@@ -39,8 +39,7 @@ def serve(arguments: argparse.Namespace) -> NoReturn:
 
     # What can be told without torch, which takes seconds to import, comes first.
     host, port, token = arguments.host, arguments.port, token_of(arguments)
-    local = is_loopback(host)
-    if not local and token is None:
+    if token is None and not is_loopback(host):
         raise DragError(
             f"Whoever reaches {host} could use this server; give it a token (--token-file FILE or {TOKEN_VARIABLE}), "
             "or keep to --host 127.0.0.1."
@@ -60,11 +59,12 @@ def serve(arguments: argparse.Namespace) -> NoReturn:
 
         set_threads(default_threads() if arguments.threads is None else arguments.threads)
         models = [load(name, arguments.device, arguments.precision) for name in names]
+        # Behind a token a foreign name does no harm: its page does not know the token. Without one it is loopback.
+        hosts = ("*",) if token is not None else (*LOOPBACK_HOSTS, f"[{host}]" if ":" in host else host)
         app = create_app(
             models,
             token=token,
-            # Behind a token a foreign name does no harm: its page does not know the token.
-            allowed_hosts=(*LOOPBACK_HOSTS, f"[{host}]" if ":" in host else host) if local else ("*",),
+            allowed_hosts=hosts,
             allow_origins=arguments.allow_origin,
             max_sessions=arguments.max_sessions,
         )

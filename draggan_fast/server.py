@@ -23,7 +23,7 @@ from .live_security import LOOPBACK_HOSTS, Guard
 from .live_socket import serve_viewer
 from .loading import Model, load
 from .models import DEFAULT_MODEL
-from .protocol import Limits, check_token
+from .protocol import Limits, check_limits, check_token
 
 WEB = Path(__file__).resolve().parent / "web"
 
@@ -68,9 +68,11 @@ def create_app(
         raise DragError(f"silent_seconds must be above 0, not {silent_seconds}.")
     if isinstance(allowed_hosts, str) or isinstance(allow_origins, str):
         raise DragError("allowed_hosts and allow_origins are lists of names.")
+    limits = replace(limits or Limits(), sessions=max_sessions)
+    check_limits(limits)
     given = [model] if isinstance(model, (Model, str)) else list(model)
     models = [load(one) if isinstance(one, str) else one for one in given]
-    hub = LiveHub(models, replace(limits or Limits(), sessions=max_sessions), idle_seconds)
+    hub = LiveHub(models, limits, idle_seconds)
     exports = Exports(hub)
 
     @contextlib.asynccontextmanager

@@ -58,6 +58,17 @@ def get(port, path, method="GET", **headers):
         connection.close()
 
 
+def wait_until_ready(port):
+    """Until the models are prepared."""
+    deadline = time.monotonic() + 2 * PATIENCE
+    while True:
+        with contextlib.suppress(ConnectionError):
+            if get(port, "/healthz")[0] == 200:
+                return
+        assert time.monotonic() < deadline, "the server did not become ready"
+        time.sleep(0.02)
+
+
 class Client:
     """One viewer. What the server says lies in ``messages`` and ``frames`` as it comes in."""
 

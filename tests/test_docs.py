@@ -1,14 +1,18 @@
 """The programs in docs/ run as they stand there."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import uvicorn
 
+import draggan_fast as dg
+from draggan_fast.live_socket import welcome
 from tests.live_client import Client, get, running
 
-EMBEDDING = Path(__file__).resolve().parent.parent / "docs" / "embedding.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+EMBEDDING = DOCS / "embedding.md"
 
 
 def programs(path):
@@ -42,3 +46,9 @@ def test_the_program_that_embeds_the_server(monkeypatch):
     monkeypatch.setattr(uvicorn, "run", serve_and_drag)
     exec(compile(code, "app.py", "exec"), {"__name__": "__main__"})
     assert served == [(8000, True)]
+
+
+def test_the_welcome_of_the_protocols_example_is_the_servers():
+    blocks = re.findall(r"```json\n(.*?)```", (DOCS / "protocol.md").read_text(encoding="utf-8"), re.DOTALL)
+    (example,) = [found for found in map(json.loads, blocks) if found["type"] == "welcome"]
+    assert example == json.loads(json.dumps(welcome(dg.create_app().live, resumed=False)))

@@ -5,7 +5,9 @@ import pytest
 import draggan_fast as dg
 from draggan_fast import live_hub, live_models, live_pictures, protocol
 from draggan_fast.live_pictures import stroke_mask
+from draggan_fast.live_socket import Allowance
 from draggan_fast.live_viewer import Viewer
+from draggan_fast.live_worker import Busy
 from tests.live_models import tiny_model
 from tests.live_talk import Loop, Talk, make_hub
 
@@ -66,6 +68,35 @@ def test_one_upload_waits_at_a_time():
     for number in (7, 8):
         talk.conversation.receive(protocol.pack_upload(2, number, b"nothing"))
     assert [(m["id"], m["code"]) for m in talk.hear()] == [(8, "rate")]
+
+
+def test_pieces_of_a_refused_upload_are_not_passed_over_for_ever(monkeypatch):
+    """What comes faster than it may costs, also where nothing is said about it any more."""
+    talk = Talk(make_hub())
+    monkeypatch.setattr(talk.conversation, "_allowance", Allowance(0, 0))  # nothing is left of it
+    talk.conversation._wrong = Allowance(0, 50)
+    piece = protocol.pack_upload(2, 7, bytes(100), follow=9)
+    for _ in range(64):  # as many as an honest client has on its way
+        talk.conversation.receive(piece)
+    assert [(m["code"], m["id"]) for m in talk.hear()] == [("rate", 7)]
+    assert talk.viewer.closing is None
+    for _ in range(60):
+        talk.conversation.receive(piece)
+    assert talk.viewer.closing[0] == protocol.CLOSE_POLICY
+
+
+@pytest.mark.parametrize(("error", "code"), [(Busy("The server is stopping."), "limit"), (KeyError("x"), "internal")])
+def test_what_the_server_could_not_do_is_answered_with_its_id(monkeypatch, error, code):
+    def fail(*_):
+        raise error
+
+    hub = make_hub()
+    talk = Talk(hub)
+    monkeypatch.setattr(hub, "new_session", fail)
+    talk.say("create", id=31, seed=1)
+    talk.conversation.receive(protocol.pack_upload(2, 32, b"x"))
+    talk.say("create", seed=1)
+    assert [(m["code"], m.get("id")) for m in talk.hear()] == [(code, 31), (code, 32), (code, None)]
 
 
 def test_who_never_says_hello_takes_nobodys_place():

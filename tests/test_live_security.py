@@ -10,8 +10,7 @@ from websockets.exceptions import InvalidStatus
 import draggan_fast as dg
 from draggan_fast import protocol
 from draggan_fast.metrics import process_megabytes
-from draggan_fast.protocol import Limits
-from tests.live_client import Client, get, running
+from tests.live_client import Client, get, running, wait_until_ready
 from tests.live_models import tiny_model
 
 
@@ -74,6 +73,7 @@ def push(connection, total):
 
 def test_who_has_not_said_hello_cannot_fill_the_memory(port):
     """Forty sockets push four megabytes each of messages that never end, and stay."""
+    wait_until_ready(port)  # what packing the weights takes is not theirs
     before = process_megabytes()
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(port, hello=False)) for _ in range(40)]
@@ -100,9 +100,11 @@ def test_uploads_come_in_pieces_and_only_after_hello(port):
         client.say("close")
 
 
-def test_uploads_that_come_too_fast_are_refused_as_a_whole():
+def test_uploads_that_come_too_fast_are_refused_as_a_whole(monkeypatch):
     """Whose first piece is refused has none of the others taken for a beginning."""
-    with running(dg.create_app(tiny_model(), limits=Limits(messages_per_second=9))) as port, Client(port) as client:
+    app = dg.create_app(tiny_model())
+    monkeypatch.setattr(protocol, "UPLOAD_COST", 1e6)
+    with running(app) as port, Client(port) as client:
         for piece in protocol.upload_pieces(2, 9, b"abcdef", 2):
             client.socket.send(piece)
         assert client.answer(9)["answer"]["code"] == "rate"

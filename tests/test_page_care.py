@@ -22,6 +22,13 @@ if find_chromium() is None:
 # A copy is wanted at once, and an attempt must not come before the test has looked.
 HURRY = "const later = setTimeout; window.setTimeout = (act, ms) => later(act, ms === 1500 ? 50 : ms);"
 
+# What the page says to the server.
+LISTEN = """window.sent = []; const send = WebSocket.prototype.send;
+WebSocket.prototype.send = function (data) {
+    if (typeof data === "string") window.sent.push(JSON.parse(data));
+    send.call(this, data);
+};"""
+
 
 @pytest.fixture(scope="module")
 def chromium():
@@ -98,6 +105,7 @@ def test_a_refusal_that_passes_is_tried_again_without_a_hand(open_tab):
         tab.page.get_by_text("All places are taken").wait_for()
         assert tab.live.element("element.copy") is None
         assert tab.page.get_by_role("button", name="Save it").count() == 0
+        assert tab.live.element("element.retry() === element.retry()")  # a double click asks once
         other.say("close")
         tab.live.wait_for_picture()
         tab.live.until("element.ready")
@@ -170,8 +178,9 @@ def test_nothing_is_shown_that_the_server_has_not_said_and_nothing_jumps(open_ta
 
 def test_models_and_classes_are_offered_where_there_are_any(open_tab):
     with running(dg.create_app([tiny_model("classes", c_dim=3), tiny_model()], max_sessions=4)) as port:
-        live = open_tab(port).live  # the first picture is of a class
+        live = open_tab(port, before=LISTEN).live  # the first picture is of a class
         page = live.page
+        assert live.element("window.sent.filter(({ type }) => type === 'create').map(({ label }) => label)") == [0]
         model, label = page.locator("#model"), page.locator("#label")
         assert live.element("[element.session.model, element.session.label]") == ["classes", 0]
         assert model.locator("option").all_inner_texts() == ["classes", "tiny"]
@@ -193,6 +202,51 @@ def test_models_and_classes_are_offered_where_there_are_any(open_tab):
         page = open_tab(port).page
         assert page.locator("#model").is_hidden()
         assert page.locator("#label").is_hidden()
+
+
+def test_another_server_has_other_models(open_tab):
+    with running(dg.create_app(tiny_model("classes", c_dim=3))) as port:
+        tab = open_tab(port)
+        live, page = tab.live, tab.page
+        live.until("element.session.label === 0 && element.copy !== null")
+        assert page.locator("#label").is_visible()
+    page.get_by_text("Reconnecting").wait_for()
+    with running(dg.create_app([tiny_model("other"), tiny_model("third")]), port):
+        card = page.locator("#notice")
+        card.get_by_text("Your picture could not be opened").wait_for()
+        live.until("!element.hasAttribute('label')")  # it was the page's own, for the class that a picture needed
+        assert page.locator("#model option").all_inner_texts() == ["other", "third"]
+        card.get_by_role("button", name="Begin anew").click()
+        live.until("element.ready && element.session.model === 'other'")
+        assert page.locator("#label").is_hidden()
+
+
+def test_without_a_copy_the_first_picture_of_another_server_begins_by_itself(open_tab):
+    """From classes to none and back: the label that the page gave the element goes, and comes again."""
+    port, tab = 0, None
+    for name, classes in (("classes", 3), ("none", 0), ("again", 2)):
+        with running(dg.create_app(tiny_model(name, c_dim=classes)), port) as port:
+            tab = tab or open_tab(port, before="window.setTimeout = (act, ms) => (ms === 1500 ? 0 : later(act, ms));")
+            tab.live.until(f"element.ready && element.session.model === '{name}'")
+            assert tab.live.element("element.session.label") == (0 if classes else None)
+            assert tab.page.locator("#notice").is_hidden()
+
+
+def test_a_server_that_does_not_say_what_it_serves_shows_its_picture(open_tab):
+    hang = """const timeout = AbortSignal.timeout.bind(AbortSignal), real = window.fetch;
+    AbortSignal.timeout = (ms) => timeout(ms / 20);
+    window.fetch = (url, options) => !String(url).endsWith("/api/models") ? real(url, options) : new Promise(
+        (_, reject) => options.signal.addEventListener("abort", () => reject(options.signal.reason)));"""
+    with running(dg.create_app([tiny_model(), tiny_model("other")])) as port:
+        page = open_tab(port, before=hang).page
+        assert page.locator("#model").is_hidden()
+
+
+def test_the_copy_is_of_the_server_that_the_element_is_of(open_tab):
+    with running(dg.create_app(tiny_model())) as port:
+        live = open_tab(port).live
+        live.until("element.copy !== null")
+        assert live.element("(element.remove(), element.setAttribute('src', 'elsewhere/'), element.copy)") is None
 
 
 def test_the_mask_can_be_painted_with_the_keyboard(open_tab):
@@ -227,6 +281,20 @@ def test_the_mask_can_be_painted_with_the_keyboard(open_tab):
         assert live.element("element.status.state") == "idle", "Space paints, and starts nothing"
         press("ArrowRight")
         assert live.element(told) == "Brush at 13, 41: must stay."
+        # A key that is held down does not outrun the server's answers: a refusal takes back one stroke.
+        asked = live.element(
+            """(() => {
+                const { connection } = element, asked = [];
+                connection.request = (type) => asked.push(type) && new Promise(() => {});
+                for (const repeat of [false, true, true]) {
+                    const event = new KeyboardEvent("keydown", { key: "Enter", repeat });
+                    element.shadowRoot.querySelector(".stage").dispatchEvent(event);
+                }
+                delete connection.request;
+                return asked.length;
+            })()"""
+        )
+        assert asked == 1
         # What the server holds is what is shown.
         live.page.reload()
         live.wait_for_picture()

@@ -180,6 +180,23 @@ def test_pieces_that_do_not_fit_are_refused_once():
     assert pieces((1, 2, 0, b"abcde"), (1, 2, 0, b"abcd"), limits=few) == ["limit", b"abcd"]
 
 
+def test_an_upload_between_the_pieces_of_another_is_refused_and_the_other_goes_on():
+    """Each has one answer, and of none the tail is taken for an upload."""
+    first = [(1, 2, 2, b"a"), (1, 2, 1, b"b"), (1, 2, 0, b"c")]
+    second = [(2, 2, 2, b"x"), (2, 2, 1, b"y"), (2, 2, 0, b"z")]
+    third = [(3, 2, 1, b"u"), (3, 2, 0, b"v")]
+    assert pieces(first[0], second[0], *first[1:], *second[1:], *third) == [
+        None, "order", None, b"abc", None, None, None, b"uv",
+    ]  # fmt: skip
+    assert pieces(first[0], second[0], third[0], second[1], third[1], first[1], second[2], first[2], *second) == [
+        None, "order", "order", None, None, None, None, b"abc", None, None, b"xyz",
+    ]  # fmt: skip
+    # The refusal of the upload itself, not of an intruder, ends it.
+    assert pieces(first[0], second[0], (1, 2, 0, b"c"), *second[1:], *third) == [
+        None, "order", "order", None, None, None, b"uv",
+    ]  # fmt: skip
+
+
 FRAME = protocol.Frame(
     "jpeg", protocol.FLAG_PREVIEW | protocol.FLAG_RUNNING, 17, 2**32 - 1, (64, 48), 1.5, 2.5, 0.25, 8.0, -3.5,
     ((1.0, 2.0, 3.5), (63.0, 0.0, 0.0)), b"picture", 12.0,

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -17,7 +18,8 @@ import torch
 
 import draggan_fast as dg
 from draggan_fast import cli, serve_command
-from tests.live_client import Client, get
+from draggan_fast.live_security import LOOPBACK_HOSTS
+from tests.live_client import Client, get, wait_until_ready
 
 
 @pytest.fixture
@@ -39,18 +41,6 @@ def served(golden):
         process.wait()
 
 
-def wait_until_ready(port):
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if get(port, "/healthz")[0] == 200:
-                return
-        except ConnectionError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_ctrl_c_in_the_middle_of_drags_and_an_export(served):
     process, port = served
     wait_until_ready(port)
@@ -66,11 +56,17 @@ def test_ctrl_c_in_the_middle_of_drags_and_an_export(served):
         answers = []
 
         def export():
-            answers.append(get(port, f"/api/sessions/{sessions[0]}/timeline.webp")[0])
+            try:
+                answers.append(get(port, f"/api/sessions/{sessions[0]}/timeline.webp")[0])
+            except (ConnectionError, http.client.HTTPException):
+                answers.append("cut off")
 
         exporting = threading.Thread(target=export)
         exporting.start()
-        time.sleep(0.1)
+        deadline = time.monotonic() + 30
+        while not answers and b"\ndraggan_animations 0.0" in get(port, "/metrics")[2]:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
         codes = [client.closed() for client in clients]
@@ -80,10 +76,14 @@ def test_ctrl_c_in_the_middle_of_drags_and_an_export(served):
         exporting.join(30)
     assert 1001 in codes
     assert set(codes) <= {1001, 1012, None}  # None: on a busy machine, what it was just sending met a closed socket
-    assert answers in ([503], [200])  # refused, or it was quicker than the signal: but answered
+    *logged, last = process.stdout.read().splitlines()
+    assert last == "draggan-fast: stopped"
+    impatient = [line for line in logged if re.fullmatch(r"\S+\s+Cancel \d+ running task\(s\), .*exceeded", line)]
+    assert logged == impatient  # uvicorn's own word on a machine that is too busy to answer in time; and no traceback
+    # Refused, or it was quicker than the signal: but answered, unless uvicorn has cut it off.
+    assert answers in ([503], [200], *([["cut off"]] if impatient else ()))
     print(f"told after {told:.2f} s, ended after {seconds:.2f} s")
     assert seconds < 10  # a second on a machine of its own; this one may be busy
-    assert process.stdout.read() == "draggan-fast: stopped\n"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,17 @@ def test_a_token_that_others_cannot_see_is_not_shown_to_them(monkeypatch):
     monkeypatch.delenv("DRAGGAN_FAST_TOKEN")
     cli.main(["serve", "--port", "0", "--token", "a/b"])
     assert shown == ["s3cret", "", "a/b", "#token=a/b"]
+
+
+def test_with_a_token_any_host_name_is_answered_and_without_one_only_this_machines(monkeypatch):
+    """As docs/embedding.md says for a proxy that passes its own name on, with serve on loopback."""
+    monkeypatch.delenv("DRAGGAN_FAST_TOKEN", raising=False)
+    hosts = []
+    monkeypatch.setattr(serve_command, "run", lambda *_: None)
+    monkeypatch.setattr("draggan_fast.server.create_app", lambda *_, **options: hosts.append(options["allowed_hosts"]))
+    cli.main(["serve", "--port", "0", "--token", "a"])
+    cli.main(["serve", "--port", "0", "--host", "127.0.0.2"])
+    assert hosts == [("*",), (*LOOPBACK_HOSTS, "127.0.0.2")]
 
 
 @pytest.mark.parametrize(

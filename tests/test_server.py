@@ -19,23 +19,21 @@ import draggan_fast as dg
 from draggan_fast import media, protocol
 from draggan_fast.live_hub import LiveHub
 from draggan_fast.protocol import Limits
-from tests.live_client import Client, get, running
+from tests.live_client import Client, get, running, wait_until_ready
 from tests.live_models import tiny_model
 from tests.test_live_fuzz import messages
 
 POINTS = {"handles": [[10, 10]], "targets": [[20, 12]]}
 UNREACHABLE = {"handles": [[4, 4]], "targets": [[30, 30]]}  # by steps as small as these
 SLOW = {"lr": 1e-5, "max_steps": 1000000}
+FEW = Limits(messages_per_second=20, upload_bytes=1 << 18)
 
 
 @pytest.fixture(scope="module")
 def port():
     """A server for tests that leave nothing behind."""
     with running(dg.create_app([tiny_model(), tiny_model("classes", c_dim=3)], max_sessions=40)) as port:
-        deadline = time.monotonic() + 30
-        while get(port, "/healthz")[0] != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until_ready(port)
         yield port
 
 
@@ -218,7 +216,7 @@ def test_who_is_wrong_too_often_is_sent_away(port):
 
 
 def test_who_sends_too_fast_is_told_and_sent_away():
-    with running(dg.create_app(tiny_model(), limits=Limits(messages_per_second=20))) as port, Client(port) as client:
+    with running(dg.create_app(tiny_model(), limits=FEW)) as port, Client(port) as client:
         client.create()
         with contextlib.suppress(ConnectionClosed):  # it may be sent away while it is still talking
             for _ in range(150):
@@ -228,7 +226,7 @@ def test_who_sends_too_fast_is_told_and_sent_away():
 
 
 def test_too_large_messages():
-    limits = Limits(message_bytes=1000, piece_bytes=2000)
+    limits = Limits(message_bytes=1000, piece_bytes=2000, upload_bytes=9000)
     with running(dg.create_app(tiny_model(), limits=limits)) as port:
         for data in ('{"type": "ping"' + " " * 1000 + "}", bytes(2100), '{"type": "é' + "é" * 500 + '"}'):
             with Client(port) as client:
@@ -411,6 +409,7 @@ def test_metrics(client, port):
     assert lines["draggan_frame_bytes_total"] > 100
     assert lines["draggan_viewers"] >= 1
     assert lines["draggan_sessions"] >= 1
+    assert lines["draggan_animations"] == 0
     assert lines["draggan_memory_bytes"] > 5e7
     assert lines['draggan_errors_total{code="protocol"}'] >= 1
     for stage in ("step", "render", "encode"):
@@ -490,6 +489,8 @@ def test_an_app_can_be_run_twice():
     [{"model": []}, {"model": [tiny_model(), tiny_model()]}, {"model": [3]}, {"max_sessions": 0}, {"idle_seconds": 0},
      {"silent_seconds": 0},
      {"token": ""}, {"token": "é"}, {"token": "a b"}, {"token": "a\n"}, {"token": "a" * 513},
+     {"limits": Limits(piece_bytes=0)}, {"limits": Limits(points=1 << 16)}, {"limits": Limits(messages_per_second=1.5)},
+     {"limits": Limits(piece_bytes=100, messages_per_second=10**6)}, {"limits": Limits(messages_per_second=40)},
      {"allowed_hosts": "localhost"}, {"allow_origins": "https://a"}],
 )  # fmt: skip
 def test_bad_arguments(arguments):

@@ -14,6 +14,7 @@ const BACK_OFF_MS = [2000, 4000, 8000, 15000, 30000];
 export class Beginning {
   #timer = 0;
   #attempts = 0;
+  /** The one that is under way. @type {{connection: object | null, done: Promise<boolean>} | null} */ #attempt = null;
 
   /**
    * @param {import("./drag-canvas.js").DragCanvas} element
@@ -32,8 +33,22 @@ export class Beginning {
     this.#attempts = 0;
   }
 
-  /** Tries at once, and again later if the refusal is one that passes. */
-  async begin() {
+  /**
+   * Tries at once, and again later if the refusal is one that passes. What is being tried is not tried twice.
+   * @returns {Promise<boolean>} whether this attempt succeeded
+   */
+  begin() {
+    const { connection } = this.element;
+    if (this.#attempt && this.#attempt.connection === connection) return this.#attempt.done;
+    const attempt = { connection, done: this.#try() };
+    this.#attempt = attempt;
+    void attempt.done.finally(() => {
+      if (this.#attempt === attempt) this.#attempt = null;
+    });
+    return attempt.done;
+  }
+
+  async #try() {
     window.clearTimeout(this.#timer);
     const { connection } = this.element;
     const { file } = this.copy;
@@ -43,10 +58,11 @@ export class Beginning {
       const error = /** @type {import("./connection.js").ServerError} */ (caught);
       // Without a connection the next welcome begins here again, with the same copy.
       if (connection === this.element.connection && error.code !== "gone") this.#refused(error, file);
-      return;
+      return false;
     }
     this.stop();
     if (file) this.tell("restored", {});
+    return connection !== null;
   }
 
   /** @param {import("./connection.js").ServerError} error @param {Blob | null} copy */

@@ -102,8 +102,9 @@ export class DragCanvas extends HTMLElement {
 
   /** @param {string} name @param {string | null} old @param {string | null} value */
   attributeChangedCallback(name, old, value) {
-    if (old === value || !this.isConnected) return;
+    if (old === value) return;
     if (name === "src") this.#copy.forget(); // another server's picture
+    if (!this.isConnected) return;
     if (name === "mode") this.#modeChanged();
     else if (name === "src" || name === "token") this.reconnect();
     else if (value !== null && this.connection?.isOpen) void this.create();
@@ -190,7 +191,7 @@ export class DragCanvas extends HTMLElement {
     return done;
   }
 
-  /** Asks again, at once, for the picture that the server refused to open. */
+  /** Asks again, at once, for the picture that the server refused to open. @returns {Promise<boolean>} */
   retry() {
     return this.#beginning.begin();
   }

@@ -15,6 +15,7 @@ const FAR_SIZE = 5; // units of size at once, with Shift
 export class MaskKeys {
   /** The brush, while the keyboard moves it, in picture pixels. @type {Point | null} */ cursor = null;
   /** Where it was last. @type {Point | null} */ #last = null;
+  #unanswered = 0; // dabs
 
   /**
    * @param {import("./drag-canvas.js").DragCanvas} element
@@ -42,7 +43,7 @@ export class MaskKeys {
       const [dx, dy] = ARROWS[key];
       this.#move(dx, dy, event.shiftKey);
     } else if (key === "Enter" || key === " ") {
-      this.#dab();
+      this.#dab(event.repeat);
     } else if (key === "x") {
       this.element.setBrush({ erase: !this.element.brush.erase });
     } else if (key === "[" || event.code === "BracketLeft") {
@@ -68,13 +69,17 @@ export class MaskKeys {
     announce(`Brush at ${place(this.cursor)}: ${mask.movableAt(this.cursor) ? "may move" : "must stay"}.`);
   }
 
-  #dab() {
+  /** @param {boolean} repeated  the key is held down: no more of them than the server answers */
+  #dab(repeated) {
     const { mask, brush, announce, sendMask } = this.host;
-    if (mask.painting) return; // the pointer is
+    if (mask.painting || (repeated && this.#unanswered)) return; // painting: the pointer is
     if (!this.cursor) this.enter();
     const at = /** @type {Point} */ (this.cursor);
     mask.begin(at, brush.radius, !brush.erase);
-    sendMask();
+    this.#unanswered += 1;
+    void sendMask().finally(() => {
+      this.#unanswered -= 1;
+    });
     announce(`${brush.erase ? "Erased, must stay" : "Painted, may move"}: ${place(at)}.`);
   }
 

@@ -1,11 +1,16 @@
 /** Which model the pictures are of, where there are several, and of which class, where a model has classes. */
 
+import { Connection } from "./connection.js";
 import { make } from "./dom.js";
+
+const LOAD_MS = 3000; // the first picture does not wait longer for what is served
 
 /** @typedef {{name: string, classes: number, settings: Record<string, number>}} ServedModel  as in /api/models */
 
 export class ModelChoice {
   /** @type {ServedModel[]} */ models = [];
+  #loads = 0; // counts them: the answer to an earlier one is none any more
+  #labelled = false; // the element's label was set here
 
   /**
    * @param {HTMLElement} place
@@ -35,24 +40,47 @@ export class ModelChoice {
   }
 
   /**
-   * Asks the server what it serves. What begins without a picture begins with a class, if it needs one.
-   * @returns {Promise<boolean>} false: it would not say (a token is missing, or it is gone)
+   * Asks the server what it serves, also before there is a connection. What begins without a picture begins with a
+   * class, if it needs one.
    */
   async load() {
+    const load = (this.#loads += 1);
+    const { base } = this.canvas;
+    const connection = new Connection(base, this.canvas.getAttribute("token") ?? "");
+    /** @type {ServedModel[]} */ let models;
     try {
-      const blob = await this.canvas.fetch("api/models");
-      this.models = JSON.parse(await blob.text()).models;
+      const blob = await connection.fetch("api/models", AbortSignal.timeout(LOAD_MS));
+      ({ models } = JSON.parse(await blob.text()));
     } catch {
-      return false; // the connection tells
+      return; // a token is missing, or the server is gone or slow: the connection tells, and each welcome asks again
     }
+    if (load !== this.#loads || base !== this.canvas.base) return;
+    this.models = models;
     this.select.replaceChildren(...this.models.map(({ name }) => make("option", { value: name }, name)));
     this.modelRow.hidden = this.models.length < 2;
+    const { session } = this.canvas;
+    if (session) this.#show(session);
+    if (models[0].classes) this.#begin();
+    else if (this.#labelled) await this.#beginUnlabelled();
+  }
+
+  /** Pictures of the first model need a class. */
+  #begin() {
     const { session, welcome, copy, isConnected } = this.canvas;
     // subtle: of a connected element a new label begins a picture, which must not take the place of one to come back
-    const free = !isConnected || !(session || copy || welcome?.resumed);
-    if (this.models[0].classes && free) this.canvas.setAttribute("label", "0");
-    if (session) this.#show(session);
-    return true;
+    const returns = copy || welcome?.resumed || (session && welcome?.models.includes(session.model));
+    if (isConnected && returns) return;
+    this.#labelled ||= !this.canvas.hasAttribute("label");
+    if (this.#labelled) this.canvas.setAttribute("label", "0");
+  }
+
+  /** Another server's pictures had classes, the ones of this have none. */
+  async #beginUnlabelled() {
+    const { canvas } = this;
+    this.#labelled = false;
+    canvas.removeAttribute("label");
+    if (!canvas.connection?.isOpen || canvas.ready || canvas.copy || canvas.welcome?.resumed) return;
+    if (!(await canvas.retry())) await canvas.retry(); // the first may be the one that had the label
   }
 
   /** @param {string} name @returns {ServedModel | undefined} */

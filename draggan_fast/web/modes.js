@@ -19,14 +19,14 @@ const PULL = 6; // CSS pixels after which a press in point mode pulls a target o
  * @property {boolean} running
  * @property {number} mostPoints
  * @property {(message: string) => void} announce
- * @property {() => void} sendMask
+ * @property {() => Promise<void>} sendMask
  */
 
 /**
  * Of this element: always its present driver, state and limits.
  * @param {import("./drag-canvas.js").DragCanvas} element
  * @param {() => import("./driver.js").Driver} driver
- * @param {() => void} sendMask
+ * @param {() => Promise<void>} sendMask
  * @returns {Host}
  */
 export function hostOf(element, driver, sendMask) {
@@ -201,7 +201,7 @@ export class MaskMode {
   }
 
   release() {
-    this.host.sendMask();
+    void this.host.sendMask();
   }
 
   cancel() {

@@ -126,7 +126,7 @@ function wireButtons() {
   });
 }
 
-/** @param {DragSettings} settings @returns {ModelChoice} */
+/** @param {DragSettings} settings @returns {() => Promise<void>} asks the server what it serves */
 function wirePicture(settings) {
   const seed = byId("seed");
   const show = (/** @type {number} */ value, choice = of()) => canvas.create({ seed: value, ...choice });
@@ -147,12 +147,15 @@ function wirePicture(settings) {
     event.preventDefault();
     void show(Number(seed.value));
   });
+  const mark = () => {
+    const { settings: defaults } = models.find(canvas.session?.model) ?? {};
+    if (defaults) settings.mark(defaults);
+  };
   let loaded = "";
   canvas.addEventListener("session", (/** @type {any} */ event) => {
     const { model, seed: present, width, height } = event.detail;
     truncation.value = canvas.truncationPsi;
-    const { settings: defaults } = models.find(model) ?? {};
-    if (defaults) settings.mark(defaults);
+    mark();
     seed.value = present ?? "";
     seeds.mark(present);
     canvas.style.setProperty("--aspect", `${width} / ${height}`);
@@ -160,7 +163,10 @@ function wirePicture(settings) {
     if (loaded !== model) seeds.load();
     loaded = model;
   });
-  return models;
+  return async () => {
+    await models.load();
+    mark();
+  };
 }
 
 function wireStatus() {
@@ -228,7 +234,7 @@ async function begin() {
   wireModes();
   wireButtons();
   const settings = new DragSettings(byId("sliders"), canvas);
-  const models = wirePicture(settings);
+  const load = wirePicture(settings);
   wireStatus();
   wireHints();
   const notices = new Notices(canvas, authorise);
@@ -242,8 +248,9 @@ async function begin() {
   canvas.setAttribute("remember", "");
   canvas.setAttribute("src", ".");
   canvas.append(byId("over"));
-  // What is served decides how the first picture is asked for; without a token only the connection's notice can ask.
-  if (!(await models.load())) canvas.addEventListener("welcome", () => models.load(), { once: true });
+  // What is served decides how the first picture is asked for, and may be another thing after a reconnection.
+  await load();
+  canvas.addEventListener("welcome", () => void load());
   byId("stage").append(canvas); // last: it connects, and everybody listens by now
 }
 
