@@ -18,7 +18,7 @@ setup: $(STAMP)
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Fetching torch and compiling the kernels: some minutes, once."
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy setuptools wheel ninja
+	$(BIN)/python -m pip install -c constraints.txt torch numpy setuptools wheel ninja
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[serve,video]'
 	touch $(READY)
 

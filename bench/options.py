@@ -110,7 +110,7 @@ def checked(arguments: argparse.Namespace) -> Options:
         device=device,
         threads=torch.get_num_threads(),
         quick=quick,
-        seconds=2.0 if quick else 10.0,
+        seconds=2.0 if quick else 10.0 if arguments.suites else 5.0,
     )
     check_fit(options, arguments.model)
     return options

@@ -21,6 +21,7 @@ from ..verify import verify_engine
 
 POINTS, BATCHES = (1, 4, 16, 64), (1, 2, 4, 8)
 QUICK_POINTS, QUICK_BATCHES = (1, 16), (1, 4)
+FEW_POINTS, FEW_BATCHES = (1, 8, 64), (1, 8)  # when all suites share a quarter of an hour
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -33,10 +34,10 @@ def rows(options: Options) -> Iterator[Row]:
     small = smallest(options)
     model = model_named(small, options.device)
     options.say(f"scaling: points on {small}")
-    sizes = fitting(model, QUICK_POINTS if options.quick else POINTS)
+    sizes = fitting(model, QUICK_POINTS if options.quick else POINTS if options.every_case else FEW_POINTS)
     yield from curve(options, "points", sizes, partial(steps_of, options, model), lambda n: {"points": n}, model)
     options.say(f"scaling: batch on {small}")
-    batches = QUICK_BATCHES if options.quick else BATCHES
+    batches = QUICK_BATCHES if options.quick else BATCHES if options.every_case else FEW_BATCHES
     yield from curve(options, "batch", batches, partial(batched, model), lambda b: {"batch": b}, model)
     if options.device.type == "cpu" and options.threads > 1:
         yield from threads_curve(options, model)
