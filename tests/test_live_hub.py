@@ -19,15 +19,20 @@ PATIENCE = 20.0
 def test_halting_refuses_what_waits_and_stopping_does_not_wait_for_encoders():
     """A long step, a job behind it and an encoder: whoever waits for one of them hears at once that it ends."""
     hub = LiveHub([tiny_model()], Limits(), 600.0)
-    step, encoder = threading.Event(), threading.Event()
+    step, encoder, encoding = threading.Event(), threading.Event(), threading.Event()
+
+    def encode():
+        encoding.set()
+        encoder.wait(PATIENCE)
 
     async def wait_and_halt():
         waiting = [
             asyncio.create_task(hub.call(lambda: step.wait(PATIENCE))),
             asyncio.create_task(hub.call(lambda: 1)),
-            asyncio.create_task(hub.apart(lambda: encoder.wait(PATIENCE))),
+            asyncio.create_task(hub.apart(encode)),
         ]
         assert await hub.apart(lambda: 2) == 2
+        assert await asyncio.to_thread(encoding.wait, PATIENCE)
         hub.halt()
         for task in waiting:
             with pytest.raises(Busy, match="stopping"):

@@ -52,7 +52,8 @@ def test_every_stage_resume_and_export(train, tmp_path, capsys):
     copy = dg.load(tmp_path / "copy.safetensors", device="cpu")
     for name, tensor in model.generator.state_dict().items():
         same = copy.generator.state_dict()[name]
-        assert (same - tensor).abs().max() <= (1e-3 if name == "mapping.w_avg" else 0), name  # w_avg is measured anew
+        # w_avg is measured anew, by then with weights as float16 has them, which the computed layer amplifies.
+        assert (same - tensor).abs().max() <= (1e-2 if name == "mapping.w_avg" else 0), name
 
 
 def test_stopped_after_white_it_goes_on(train, tmp_path):
