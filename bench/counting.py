@@ -8,6 +8,7 @@ an op is served by the reference kernels, these run as the plain PyTorch they ar
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from draggan_fast import ops
 from draggan_fast.generator import StyledConv, ToRGB
 
 
-class Inspector(TorchDispatchMode):
+class Inspector(TorchDispatchMode, ABC):
     """Sees every operator that runs inside it; a subclass says what to do with its result in ``seen``."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -41,8 +42,9 @@ class Inspector(TorchDispatchMode):
         self.seen(func, args, kwargs, result)
         return result
 
+    @abstractmethod
     def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        raise NotImplementedError
+        """One operator has run, with this result."""
 
 
 def name_of(func: Any) -> str:
