@@ -39,8 +39,9 @@ class Tab:
 
     def close(self):
         self.context.close()
-        assert not [text for text in self.errors if not (self.loses_server and UNREACHABLE.search(text))]
-        assert not self.foreign
+        unexpected = [text for text in self.errors if not (self.loses_server and UNREACHABLE.search(text))]
+        assert unexpected == [], unexpected
+        assert self.foreign == [], self.foreign
 
 
 class Guest(BaseHTTPRequestHandler):

@@ -56,6 +56,12 @@ def open_tab(chromium):
         tab.close()
 
 
+def steps_in_copy(live):
+    """How many steps are in the copy that the page keeps; None without one."""
+    copied = live.element("element.copy?.arrayBuffer().then((buffer) => [...new Uint8Array(buffer)]) ?? null")
+    return len(session_file.read_document(bytes(copied), "the copy")[0]["trajectory"]) if copied else None
+
+
 @contextlib.contextmanager
 def edited(open_tab):
     """A tab whose picture has been dragged and copied, and whose server has gone; its port."""
@@ -63,7 +69,8 @@ def edited(open_tab):
         tab = open_tab(port)
         live = tab.live
         live.element("element.setPoints([[10, 10]], [[20, 12]]) && element.step(3)")
-        live.until("element.status.step === 3 && !element.running && element.copy !== null")
+        live.until("element.status.step === 3 && !element.running")
+        wait_until(lambda: steps_in_copy(live) == 3)  # there may be an earlier one, of the picture before the steps
     tab.page.get_by_text("Reconnecting").wait_for()
     yield tab, port
 
