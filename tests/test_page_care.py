@@ -22,6 +22,11 @@ if find_chromium() is None:
 # A copy is wanted at once, and an attempt must not come before the test has looked.
 HURRY = "const later = setTimeout; window.setTimeout = (act, ms) => later(act, ms === 1500 ? 50 : ms);"
 
+# While window.away is set the page finds no server, though there may be one.
+AWAY = """window.WebSocket = class extends WebSocket {
+    constructor(url, ...rest) { super(window.away ? new URL("/nowhere", url) : url, ...rest); }
+};"""
+
 # What the page says to the server.
 LISTEN = """window.sent = []; const send = WebSocket.prototype.send;
 WebSocket.prototype.send = function (data) {
@@ -66,11 +71,12 @@ def steps_in_copy(live):
 def edited(open_tab):
     """A tab whose picture has been dragged and copied, and whose server has gone; its port."""
     with running(dg.create_app(tiny_model())) as port:
-        tab = open_tab(port)
+        tab = open_tab(port, before=AWAY)
         live = tab.live
         live.element("element.setPoints([[10, 10]], [[20, 12]]) && element.step(3)")
         live.until("element.status.step === 3 && !element.running")
         wait_until(lambda: steps_in_copy(live) == 3)  # there may be an earlier one, of the picture before the steps
+        tab.page.evaluate("window.away = true")
     tab.page.get_by_text("Reconnecting").wait_for()
     yield tab, port
 
@@ -86,6 +92,7 @@ def test_an_edited_picture_outlives_a_server_that_is_full(open_tab):
     ):
         live, page = tab.live, tab.page
         other.create(seed=1)
+        page.evaluate("window.away = false")
         card = page.locator("#notice")
         card.get_by_text("All places are taken").wait_for()
         assert "Your picture is safe in this page." in card.inner_text()
@@ -122,6 +129,7 @@ def test_a_refusal_that_passes_is_tried_again_without_a_hand(open_tab):
 def test_a_picture_of_a_model_that_is_gone_is_not_replaced_in_silence(open_tab):
     with edited(open_tab) as (tab, port), running(dg.create_app(tiny_model("other")), port):
         live, page = tab.live, tab.page
+        page.evaluate("window.away = false")
         card = page.locator("#notice")
         card.get_by_text("Your picture could not be opened").wait_for()
         assert "not served here" in card.inner_text()
