@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -61,14 +61,19 @@ class Options:
                 pairs += [(engine, p) for p in ENGINES[engine].served(self.device) if p in wanted]
         return pairs
 
-    def loaded_models(self) -> Iterator[Model]:
-        """One after the other: the network of the last one is given up first."""
-        for name in self.models:
-            yield model_named(name, self.device)
+    def few_models(self) -> tuple[str, ...]:
+        """Quick: the last model only, which is the embedded one unless another was named."""
+        return self.models[-1:] if self.quick else self.models
 
     def say(self, text: str) -> None:
         """Progress, on stderr."""
         print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def loaded(names: Iterable[str], device: torch.device) -> Iterator[Model]:
+    """One after the other: the network of the last one is given up first."""
+    for name in names:
+        yield model_named(name, device)
 
 
 def model_named(name: str, device: torch.device) -> Model:
@@ -110,7 +115,7 @@ def checked(arguments: argparse.Namespace) -> Options:
         device=device,
         threads=torch.get_num_threads(),
         quick=quick,
-        seconds=2.0 if quick else 10.0 if arguments.suites else 5.0,
+        seconds=1.0 if quick else 10.0 if arguments.suites else 5.0,
     )
     check_fit(options, arguments.model)
     return options

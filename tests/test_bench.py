@@ -310,6 +310,10 @@ def test_memory_and_startup_suites(monkeypatch):
     ]
     assert [r["name"] for r in found[:3]] == ["step + picture", "step", "step + picture"]
     assert all((r["peak_mb"], r["baseline_mb"]) == (3.0, 1.0) for r in found)
+    asked.clear()
+    hurried = list(memory.rows(options_for("a", "b", masks=("none", "half"), quick=False, every_case=False)))
+    assert ({r["model"] for r in hurried}, {mask for _, mask, _ in asked}) == ({"a", "b"}, {"none"})
+    assert {r["model"] for r in memory.rows(options_for("a", "b"))} == {"b"}
     found = list(startup.rows(options_for("a", "b", "c", quick=False)))
     assert {r["model"] for r in found} == {"a", "c"}
     assert {r["repeats"] for r in found} == {startup.REPEATS}

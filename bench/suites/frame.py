@@ -13,7 +13,7 @@ from draggan_fast import Model
 from .. import workloads
 from ..against import compared_row, timed_row
 from ..engines import Drag
-from ..options import Options
+from ..options import Options, loaded
 from ..rows import Row, rounded
 from ..timing import alternate_within
 from ..verify import verify_engine
@@ -25,7 +25,7 @@ FRAMES = 100  # at most: below that a 99th percentile is the slowest frame
 def rows(options: Options) -> Iterator[Row]:
     """Per model, engine and precision a row ``frame`` (step, picture, JPEG); rows ``encode JPEG`` and ``encode WEBP``
     of the encoding alone; one point, no mask. The percentiles go up to p99."""
-    for model in options.loaded_models():
+    for model in loaded(options.few_models(), options.device):
         options.say(f"frame: {model.name}")
         yield from frame_rows(options, model)
 

@@ -17,14 +17,16 @@ STEPS = 2  # the second one has the weights' gradients of the first, where an en
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Per model, mask (quick: the first one only), engine and precision a row ``step``, and ``step + picture`` for
-    engines whose step draws none.
+    """Per model, mask, engine and precision a row ``step``, and ``step + picture`` for engines whose step draws none.
+
+    Every mode needs some seconds for its process: with all suites together only the first mask, quick: only the last
+    model too.
 
     peak_mb: of the process from the moment the network is loaded (network and interpreter included), or of the GPU's
     memory; baseline_mb: of the process after the import.
     """
-    for name in options.models:
-        for mask in options.masks[:1] if options.quick else options.masks:
+    for name in options.few_models():
+        for mask in options.masks if options.every_case and not options.quick else options.masks[:1]:
             for engine, precision in options.contenders():
                 for picture in (False,) if engine == BASELINE else (False, True):
                     yield mode_row(options, name, mask, engine, precision, picture)

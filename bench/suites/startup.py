@@ -30,7 +30,8 @@ def rows(options: Options) -> Iterator[Row]:
 
     The smallest random network and the named model only (quick: the latter): the start of larger ones says no more.
     """
-    for model in options.models[-1:] if options.quick else dict.fromkeys((options.models[0], options.models[-1])):
+    few = options.few_models()
+    for model in dict.fromkeys((few[0], few[-1])):
         contenders = options.contenders()
         found: list[list[dict[str, Any]]] = [[] for _ in contenders]
         for number in range(QUICK_REPEATS if options.quick else REPEATS):

@@ -9,7 +9,7 @@ from draggan_fast import Model
 from .. import workloads
 from ..against import ceilings, compared_row, with_floor
 from ..engines import FAST
-from ..options import Options
+from ..options import Options, loaded
 from ..rows import Row
 from ..timing import alternate_within
 from ..verify import verify_engine
@@ -20,7 +20,7 @@ def rows(options: Options) -> Iterator[Row]:
 
     For ``published`` a step includes the full picture, which that program cannot do without.
     """
-    for model in options.loaded_models():
+    for model in loaded(options.models, options.device):
         for points, mask in options.cases():
             options.say(f"step: {model.name}, {points} point(s), mask {mask}")
             yield from case_rows(options, model, points, mask)
