@@ -28,7 +28,8 @@ RANDOM = "random-"  # a model's name is this and a resolution: random weights of
 class Options:
     """A checked request. ``points`` and ``masks`` are those of the suite ``step``; others take the first of each.
 
-    every_case: the full product of points and masks; otherwise the masks go with the first number of points only.
+    every_case: the full product of points and masks; otherwise the masks go with the first number of points only, and
+    further numbers of points with the smallest random network and the named model.
     precisions: None = float32 and what the device is fast in.
     seconds: what one case may take, though never fewer than three repeats.
     """
@@ -46,10 +47,13 @@ class Options:
     quick: bool = False
     seconds: float = 10.0
 
-    def cases(self) -> list[tuple[int, str]]:
-        """(points, mask) of the step suite."""
+    def cases(self, model: Model) -> list[tuple[int, str]]:
+        """(points, mask) of the step suite on this network."""
         pairs = [(n, mask) for mask in self.masks for n in self.points]
-        return [p for p in pairs if self.every_case or p[1] == self.masks[0] or p[0] == self.points[0]]
+        if self.every_case:
+            return pairs
+        slow = model.name.startswith(RANDOM) and model.config.resolution > self.resolutions[0]
+        return [p for p in pairs if p[0] == self.points[0] or (p[1] == self.masks[0] and not slow)]
 
     def contenders(self) -> list[tuple[str, str]]:
         """(engine, precision), the baseline first: every ratio needs it."""

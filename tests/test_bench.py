@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -243,8 +244,14 @@ def test_step_suite(rosinality):
 
 
 def test_without_a_named_suite_masks_go_with_one_point_only():
-    request = options_for("x", points=(1, 5, 16), masks=("none", "half"), every_case=False)
-    assert request.cases() == [(1, "none"), (5, "none"), (16, "none"), (1, "half")]
+    request = options_for("x", resolutions=(64, 128), points=(1, 5, 16), masks=("none", "half"), every_case=False)
+
+    def network(name, resolution):
+        return SimpleNamespace(name=name, config=SimpleNamespace(resolution=resolution))
+
+    for model in network("random-64", 64), network("named", 128):
+        assert request.cases(model) == [(1, "none"), (5, "none"), (16, "none"), (1, "half")]
+    assert request.cases(network("random-128", 128)) == [(1, "none"), (1, "half")]
 
 
 def test_frame_suite(rosinality):

@@ -11,7 +11,7 @@ from ..probe import probe
 from ..rows import Row
 from ..verify import verify_engine
 
-REPEATS, QUICK_REPEATS = 3, 1
+REPEATS, FEW_REPEATS, QUICK_REPEATS = 3, 2, 1  # few: when all suites share a quarter of an hour
 PHASES = {
     "import_ms": "import",
     "load_ms": "load",
@@ -34,7 +34,8 @@ def rows(options: Options) -> Iterator[Row]:
     for model in dict.fromkeys((few[0], few[-1])):
         contenders = options.contenders()
         found: list[list[dict[str, Any]]] = [[] for _ in contenders]
-        for number in range(QUICK_REPEATS if options.quick else REPEATS):
+        repeats = QUICK_REPEATS if options.quick else REPEATS if options.every_case else FEW_REPEATS
+        for number in range(repeats):
             for index, (engine, precision) in enumerate(contenders):
                 options.say(f"startup: {model}, {engine}, {precision}, process {number + 1}")
                 found[index].append(

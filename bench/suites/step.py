@@ -21,7 +21,7 @@ def rows(options: Options) -> Iterator[Row]:
     For ``published`` a step includes the full picture, which that program cannot do without.
     """
     for model in loaded(options.models, options.device):
-        for points, mask in options.cases():
+        for points, mask in options.cases(model):
             options.say(f"step: {model.name}, {points} point(s), mask {mask}")
             yield from case_rows(options, model, points, mask)
 
