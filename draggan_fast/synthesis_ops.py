@@ -1,6 +1,6 @@
-"""The passes around the convolutions of a frozen network, and the choice of who computes them.
+"""The passes around the convolutions of a frozen network and Winograd's convolution: who computes them.
 
-``draggan_fast.kernels.modulated_conv`` says what they compute. Float32 and bfloat16 maps on a CPU are served by the
+``draggan_fast.kernels.modulated_conv`` and ``.winograd`` say what they compute. Float32 and bfloat16 maps on a CPU are served by the
 compiled library where there is one, maps on a GPU by Triton where it is installed, everything else by that
 specification: also what torch.compile traces, which fuses plain operators itself. ``ops.forced_backend`` and
 DRAGGAN_FAST_BACKEND force ``reference``, ``cpp`` or ``triton`` here too, and leave the choice where they force the one
@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from .errors import DragError
-from .kernels import modulated_conv
+from .kernels import modulated_conv, winograd
 from .kernels.modulated_conv import Phases
 from .ops import what_is_missing, wished_backend
 
-__all__ = ["Phases", "activate", "activate_backward", "activate_backward_fir", "backend", "fir_activate"]
+__all__ = [
+    "Phases", "activate", "activate_backward", "activate_backward_fir", "backend", "fir_activate", "winograd_conv",
+    "winograd_served", "winograd_weight",
+]  # fmt: skip
 
 SERVED_DTYPES = {
     "cpp": (torch.float32, torch.bfloat16),
@@ -145,3 +148,21 @@ def activate_backward_fir(
         return _triton("modulated_conv_fir_triton").activate_backward_fir(*arguments)
     *phases, grad_style, grad_demodulation = torch.ops.draggan_fast_native.activate_backward_fir(*arguments)
     return (phases[0], phases[1], phases[2], phases[3]), grad_style, grad_demodulation
+
+
+def winograd_served() -> bool:
+    """Whether Winograd convolutions are faster here than the library's: only the compiled ones are."""
+    return backend() == "cpp"
+
+
+def winograd_weight(weight: Tensor) -> Tensor:
+    """[C', C, 3, 3] as ``winograd_conv`` wants it, [36, C, C']; see ``winograd.transform_weight``."""
+    return winograd.transform_weight(weight)
+
+
+def winograd_conv(x: Tensor, transformed: Tensor, padding: tuple[int, int]) -> Tensor:
+    """A 3×3 convolution of a float32 map on the CPU; see ``winograd.winograd_conv``. Few tiles (4×4 outputs) or few
+    channels are dearer than directly: the transforms cost what the products save."""
+    if _server(x) == "cpp":
+        return torch.ops.draggan_fast_native.winograd_conv(x, transformed, padding)
+    return winograd.winograd_conv(x, transformed, padding)

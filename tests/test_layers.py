@@ -66,7 +66,7 @@ ALLOWED = {
     "models": {"atomic", "checkpoint", "download"},
     "ops": {"kernels"},
     "overlay": set(),
-    "packed_conv": set(),
+    "packed_conv": {"synthesis_ops"},
     "protocol": set(),
     "regions": {"frozen"},
     "serve_command": {
