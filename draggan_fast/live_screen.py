@@ -26,12 +26,17 @@ class Screen:
         """For another picture: it is to be shown at once."""
         self.stats = Stats()
         self.owed = True  # also if nothing more changes, a frame is to be sent
-        self.due = 0.0  # not before
+        self.due = 0.0  # not before, while running and for what is owed
         self.loss: float | None = None
         self.scrubbed = False
         self.stamp: tuple[int, float | None] = (0, None)
         self._previews = False
         self._sharp_at = 0.0
+        self._only_sharper = False  # what is owed is what has been shown, as a full picture
+
+    def owe(self) -> None:
+        """Something else is to be shown, also if nothing runs."""
+        self.owed, self._only_sharper = True, False
 
     def begin(self, viewer: Viewer | None) -> None:
         """A run begins."""
@@ -46,17 +51,22 @@ class Screen:
 
     def rest(self, waiting: bool) -> None:
         """The run has ended, or waits for targets: who drags on within a moment is not shown another sharpness."""
-        self.owed = True
+        self.owe()
         self._sharp_at = time.monotonic() + SHARP_AFTER if waiting else 0.0
+
+    @property
+    def _rest_due(self) -> float:
+        return max(self.due, self._sharp_at) if self._only_sharper else self.due
 
     def wakes_at(self, viewer: Viewer) -> float | None:
         """When a picture at rest is to be shown, if it is."""
-        return self.due if self.owed and viewer.wants_frame() else None
+        return self._rest_due if self.owed and viewer.wants_frame() else None
 
     def show(self, viewer: Viewer, drag: DragSession, running: bool) -> None:
         """A frame, if one is due and the viewer can take it. Raises whatever drawing raises."""
         now = time.monotonic()
-        if not (running or self.owed) or now + self.stats.step_seconds / 2 < self.due:
+        due = self.due if running else self._rest_due
+        if not (running or self.owed) or now + self.stats.step_seconds / 2 < due:
             return
         if not viewer.wants_frame():
             if running:
@@ -69,10 +79,8 @@ class Screen:
         viewer.offer(frame)
         # A steady rhythm, without making up for what was missed.
         self.due = max(self.due + viewer.view.period, now + viewer.view.period / 2)
-        self.owed = not running and not resting and bool(frame.flags & protocol.FLAG_PREVIEW)
-        if self.owed:
-            self.due = max(self.due, self._sharp_at)
-        elif not running:
+        self.owed = self._only_sharper = not running and not resting and bool(frame.flags & protocol.FLAG_PREVIEW)
+        if not (self.owed or running):
             drag.release()
 
     def _frame(self, viewer: Viewer, drag: DragSession, running: bool, preview: bool) -> Frame:

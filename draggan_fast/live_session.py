@@ -192,7 +192,8 @@ class LiveSession:
         self.viewer = viewer
         self._last_status = {}
         if self.drag is not None:
-            self._session_due = self.screen.owed = True
+            self._session_due = True
+            self.screen.owe()
             self.screen.due = 0.0
 
     def detach(self, viewer: Viewer) -> None:
@@ -360,7 +361,8 @@ class LiveSession:
         drag, _ = self._required
         points = drag.state.handle_points is not None
         self._stop("done" if drag.done else "paused" if points else "idle")
-        self.screen.loss, self.screen.scrubbed, self.screen.owed = None, False, True
+        self.screen.loss, self.screen.scrubbed = None, False
+        self.screen.owe()
         same_mask = before.movable_mask is drag.state.movable_mask
         self._session_due |= not same_mask or bool(changed_settings(before.config, drag.config))
 
@@ -368,7 +370,7 @@ class LiveSession:
         assert self.viewer is not None
         self.viewer.look(message)
         self.screen.choose(self.viewer)
-        self.screen.owed = True
+        self.screen.owe()
 
     # --- running ----------------------------------------------------------------------------------------------------
 

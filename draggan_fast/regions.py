@@ -42,12 +42,12 @@ class Region(NamedTuple):
 
     def cells(self, resolution: int) -> Cells:
         """Where the region's cells lie in a map of this resolution."""
-        steps = torch.arange(self.size, device=self.origin.device)
-        places = self.origin[:, :, None] + steps  # [N, 2, size]: x, y
+        places = self.origin[:, :, None] + torch.arange(self.size, device=self.origin.device)  # [N, 2, size]: x, y
         held = places.clamp(0, resolution - 1)
-        inside = held == places
-        at = held[:, 1, :, None] * resolution + held[:, 0, None, :]
-        return Cells(at, inside[:, 1, :, None] & inside[:, 0, None, :])
+        across, down = held.unbind(1)
+        inside_across, inside_down = (held == places).unbind(1)
+        at = (down * resolution)[:, :, None] + across[:, None]
+        return Cells(at, inside_down[:, :, None] & inside_across[:, None])
 
 
 class Cells(NamedTuple):
@@ -120,12 +120,22 @@ class Place(NamedTuple):
     out_inside: Tensor  # [N, 1, K, K] bool
 
     @classmethod
-    def of(cls, synthesis: FrozenSynthesis, block: int, low_region: Region, region: Region) -> Place:
+    def of(
+        cls,
+        synthesis: FrozenSynthesis,
+        block: int,
+        low_region: Region,
+        region: Region,
+        middle: Cells | None = None,
+        out: Cells | None = None,
+    ) -> Place:
+        """middle, out: where the ×2 layer's output and the region lie, if that has been looked up already."""
         up, flat = synthesis.layers[2 * block - 1], synthesis.layers[2 * block]
         resolution, doubled, read = 4 << block, low_region.doubled(), region.grown(1)
-        out = region.cells(resolution)
+        middle = doubled.cells(resolution) if middle is None else middle
+        out = region.cells(resolution) if out is None else out
         return cls(
-            (noise_in(synthesis, up, doubled.cells(resolution)), noise_in(synthesis, flat, out)),
+            (noise_in(synthesis, up, middle), noise_in(synthesis, flat, out)),
             Window.at(read.origin - doubled.origin, read.size),
             read.cells(resolution).inside[:, None],
             out.inside[:, None],
@@ -226,17 +236,16 @@ def forward(synthesis: FrozenSynthesis, w_plus: Tensor, region: Region, first: i
 def from_whole(synthesis: FrozenSynthesis, trace: Trace, region: Region, first: int) -> RegionTrace:
     """What ``forward`` gives, cut out of a forward pass that computed everything."""
     levels: list[Level] = []
+    out_cells = region.cells(4 << synthesis.block)
+    out = out_cells.crop(trace.maps[2 * synthesis.block + 1])
     for block in range(synthesis.block, first - 1, -1):
         low_region = region.below()
-        low, middle, out = (
-            crop(trace.maps[2 * block + shift], part)
-            for shift, part in ((-1, low_region), (0, low_region.doubled()), (1, region))
-        )
-        place = Place.of(synthesis, block, low_region, region)
+        middle_cells, low_cells = low_region.doubled().cells(4 << block), low_region.cells(4 << (block - 1))
+        middle, low = middle_cells.crop(trace.maps[2 * block]), low_cells.crop(trace.maps[2 * block - 1])
+        place = Place.of(synthesis, block, low_region, region, middle_cells, out_cells)
         levels.insert(0, Level(block, low_region, low, middle, out, region, place))
-        region = low_region
-    whole = Trace(trace.maps[: 2 * first], trace.modulation)
-    return RegionTrace(whole, region.cells(whole.feature.shape[3]), tuple(levels))
+        region, out, out_cells = low_region, low, low_cells  # what a level reads is what the one below gives
+    return RegionTrace(Trace(trace.maps[: 2 * first], trace.modulation), out_cells, tuple(levels))
 
 
 def _level(

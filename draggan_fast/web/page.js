@@ -13,6 +13,7 @@ import { Timeline } from "./timeline.js";
 
 const FIRST_SEED = 29;
 const DEFAULT_PSI = 0.7;
+const COUNT_MS = 100; // between two numbers of steps while running
 const NARROW = "(max-width: 999px)";
 const HINTED_KEY = "drag-canvas:hinted";
 const TOKEN_KEY = `drag-canvas:token:${new URL(".", document.baseURI).pathname}`;
@@ -187,8 +188,12 @@ function wireStatus() {
     state.dataset.state = status.state;
     showState(status.state, status.step);
   });
+  // Not with every frame: each new number is a layout of the page, in the time in which the next picture is computed.
+  let counted = 0;
   canvas.addEventListener("frame", (/** @type {any} */ event) => {
-    if (event.detail.running) showState(canvas.status?.state, event.detail.step);
+    if (!event.detail.running || performance.now() - counted < COUNT_MS) return;
+    counted = performance.now();
+    showState(canvas.status?.state, event.detail.step);
   });
   canvas.addEventListener("error", (/** @type {any} */ event) => {
     if (!event.detail.opening) return;

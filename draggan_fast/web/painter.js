@@ -5,7 +5,10 @@
  * The canvas holds the picture enlarged smoothly to a fixed size; zooming and panning only move the canvas.
  */
 
-const ENLARGED = 512; // pixels: beyond this the compositor's own smoothing is good enough, and free
+// Pixels, at least: beyond this the compositor's own smoothing is good enough, and free. While the picture moves a
+// quarter of the work has to do: without a graphics card it is taken from whoever computes the picture.
+const ENLARGED = 512;
+const MOVING = 256;
 
 /** @typedef {import("./frame.js").Frame} Frame */
 
@@ -14,6 +17,8 @@ export class Painter {
   /** @type {Frame | null} */ #next = null;
   /** @type {{frame: Frame, bitmap: ImageBitmap} | null} */ #ready = null;
   #scheduled = 0;
+  #size = [1, 1]; // of the full picture
+  #place = { left: 0, top: 0, width: 1 };
 
   /**
    * @param {HTMLCanvasElement} canvas
@@ -29,16 +34,26 @@ export class Painter {
 
   /** @param {number} width @param {number} height  of the full picture, in its pixels */
   setSize(width, height) {
-    const factor = Math.max(1, Math.ceil(ENLARGED / Math.max(width, height)));
-    if (this.canvas.width === width * factor && this.canvas.height === height * factor) return;
-    this.canvas.width = width * factor;
-    this.canvas.height = height * factor;
+    this.#size = [width, height];
+    this.#enlarge(ENLARGED);
   }
 
   /** @param {{left: number, top: number, width: number}} rectangle  where the picture shall be, in CSS pixels */
-  place({ left, top, width }) {
+  place(rectangle) {
+    this.#place = rectangle;
+    const { left, top, width } = rectangle;
     // subtle: through the CSSOM, a style attribute would be against the Content-Security-Policy
     this.canvas.style.transform = `translate(${left}px, ${top}px) scale(${width / this.canvas.width})`;
+  }
+
+  /** Gives the canvas the picture's size, enlarged to at least so many pixels; another size empties it. */
+  #enlarge(/** @type {number} */ least) {
+    const [width, height] = this.#size;
+    const factor = Math.max(1, Math.ceil(least / Math.max(width, height)));
+    if (this.canvas.width === width * factor && this.canvas.height === height * factor) return;
+    this.canvas.width = width * factor;
+    this.canvas.height = height * factor;
+    this.place(this.#place);
   }
 
   /** @param {Frame} frame */
@@ -99,6 +114,7 @@ export class Painter {
     const { frame, bitmap } = this.#ready;
     this.#ready = null;
     const { canvas, context } = this;
+    this.#enlarge(frame.running ? MOVING : ENLARGED);
     context.imageSmoothingEnabled = canvas.width !== bitmap.width;
     context.imageSmoothingQuality = "high";
     context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
