@@ -20,7 +20,7 @@ from torch import Tensor
 from . import synthesis_ops
 
 # When Winograd's convolution is taken: measured on AVX2 (DESIGN §5), two to three times as fast from 64 channels on.
-WINOGRAD_CHANNELS = 48  # of input and output: transforms cost as many channels as there are, products their square
+WINOGRAD_CHANNELS = 32  # of input and output: transforms cost as many channels as there are, products their square
 WINOGRAD_TILES = 9
 WINOGRAD_GAIN = 1.3  # how many times fewer multiplications: tiles that hang over the border are computed whole
 MAX_SIZES = 256  # of maps: each number of handles has its own; packings are shared, of those there are a handful

@@ -149,9 +149,9 @@ def test_who_computes_a_packed_convolution(monkeypatch):
         return bool(asked)
 
     def conv_channels(conv):
-        return 32 if conv is narrow else 64
+        return 24 if conv is narrow else 64
 
-    wide, narrow = PackedConv(weight.clone, (1, 1), (32, 32)), PackedConv(weight[:32].clone, (1, 1), (32, 32))
+    wide, narrow = PackedConv(weight.clone, (1, 1), (32, 32)), PackedConv(weight[:24].clone, (1, 1), (32, 32))
     large, small = (torch.randn(1, 48, s, s).contiguous(memory_format=torch.channels_last) for s in (32, 8))
     assert asks(wide, large)
     assert not asks(wide, small)

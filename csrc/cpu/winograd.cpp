@@ -7,8 +7,8 @@
 
 namespace draggan::cpu {
 
-constexpr int kTile = 4, kPoints = 36;   // outputs of a tile along an axis; (kTile + 2)²
-constexpr int kMany = 128, kChunk = 64;  // tiles; by the shape alone, so that no result depends on the thread count
+constexpr int kTile = 4, kPoints = 36;    // outputs of a tile along an axis; (kTile + 2)²
+constexpr int kMany = 128, kChunk = 128;  // tiles; by the shape alone, so that no result depends on the thread count
 // Where polynomials are evaluated: 0, ±near, ±far, infinity. See kernels/winograd.py.
 constexpr float kNear = 0.70710678118654752f, kFar = 1.41421356237309505f;
 constexpr float kNear2 = 0.5f, kFar2 = 2.0f, kSum2 = 2.5f;
@@ -28,8 +28,13 @@ namespace draggan::cpu {
 
 namespace {
 
-// [36, tiles, channels]. subtle: the matrices lie a cache line more apart than they are long: tiles are written to all
-// of them at once, and at powers of two these places would share one set of the cache.
+// [36, tiles, channels], for the products. bmm takes one call for matrices that lie one behind the other.
+Tensor dense_matrices(int64_t tiles, int64_t channels, const Tensor& like) {
+  return at::empty({kPoints, tiles, channels}, like.options());
+}
+
+// The same for what is multiplied. subtle: the matrices lie a cache line more apart than they are long: tiles are
+// written to all of them at once, and at powers of two these places would share one set of the cache.
 Tensor matrices(int64_t tiles, int64_t channels, const Tensor& like) {
   const int64_t plane = (tiles * channels + 15) / 16 * 16 + 16;
   return at::empty({kPoints * plane}, like.options()).as_strided({kPoints, tiles, channels}, {plane, channels, 1});
@@ -75,7 +80,8 @@ struct Tiles {
 
 // Few tiles are shared out by points for the products, so that every thread reads its part of the weights only.
 void by_points(const Tiles& tiles, int64_t count, const Tensor& x, const Tensor& transformed) {
-  const Tensor at_points = matrices(count, transformed.size(1), x), products = matrices(count, transformed.size(2), x);
+  const Tensor at_points = matrices(count, transformed.size(1), x);
+  const Tensor products = dense_matrices(count, transformed.size(2), x);
   at::parallel_for(0, count, 2, [&](int64_t begin, int64_t end) {
     tiles.read(at_points.narrow(1, begin, end - begin), begin, end);
   });
@@ -91,13 +97,16 @@ void by_tiles(const Tiles& tiles, int64_t count, const Tensor& x, const Tensor& 
   const int64_t chunks = (count + kChunk - 1) / kChunk;
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     const Tensor at_points = matrices(kChunk, transformed.size(1), x);
-    const Tensor products = matrices(kChunk, transformed.size(2), x);
+    const Tensor room = dense_matrices(kChunk, transformed.size(2), x);
     for (int64_t chunk = first; chunk < last; ++chunk) {
       const int64_t begin = count * chunk / chunks, end = count * (chunk + 1) / chunks;
-      const Tensor input = at_points.narrow(1, 0, end - begin), output = products.narrow(1, 0, end - begin);
+      const Tensor input = at_points.narrow(1, 0, end - begin);
+      const Tensor products = room.flatten()
+                                  .narrow(0, 0, kPoints * (end - begin) * transformed.size(2))
+                                  .view({kPoints, end - begin, transformed.size(2)});
       tiles.read(input, begin, end);
-      multiply(input, transformed, output, 0, kPoints);
-      tiles.write(output, begin, end);
+      multiply(input, transformed, products, 0, kPoints);
+      tiles.write(products, begin, end);
     }
   });
 }
