@@ -7,6 +7,7 @@ allocator take for themselves (constants below, each with the measurement it com
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -226,7 +227,9 @@ def predict(
     Loading is not in it: it needs twice the weights at most, which is less than any step.
     """
     allowance = ALLOWANCES[device_type]
-    with LiveMemory(allowance.granule, allowance.heap_limit) as memory, torch.device("meta"):
+    # The compiled passes of a CPU keep transformed weights (packed_conv), which a GPU does not.
+    passes = contextlib.nullcontext() if device_type == "cpu" else ops.forced_backend("reference")
+    with passes, LiveMemory(allowance.granule, allowance.heap_limit) as memory, torch.device("meta"):
         model = Generator(network).freeze()
         steps = ENGINES[mode.engine](Task(network, config, points, mode), model)
         for _ in range(STEPS):

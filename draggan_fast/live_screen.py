@@ -11,6 +11,8 @@ from .metrics import Metrics
 from .protocol import Frame
 from .session import DragSession
 
+SMOOTH = 1 / 30  # seconds a frame: who asks for more is still better served with full pictures at that rate
+KEPT = 0.75
 SHARP_AFTER = 0.2  # seconds of rest, in live mode, before a full picture follows the previews
 
 
@@ -44,10 +46,14 @@ class Screen:
         self.choose(viewer)
 
     def choose(self, viewer: Viewer | None) -> None:
-        """Whether frames are previews while running; decided when a run begins, so that they do not alternate."""
-        if viewer is not None:
-            too_slow = self.stats.step_seconds + self.stats.full_seconds > viewer.view.period
-            self._previews = viewer.view.preview == "always" or (viewer.view.preview == "auto" and too_slow)
+        """Whether frames are previews while running; decided when a run begins, so that they do not alternate. Nor do
+        they from run to run: who was sent previews gets full pictures only when these are well within the time."""
+        if viewer is None:
+            return
+        step = self.stats.step_seconds or self.stats.full_seconds  # before the first one: about as much
+        budget = max(viewer.view.period, SMOOTH) * (KEPT if self._previews else 1.0)
+        too_slow = step + self.stats.full_seconds > budget
+        self._previews = viewer.view.preview == "always" or (viewer.view.preview == "auto" and too_slow)
 
     def rest(self, waiting: bool) -> None:
         """The run has ended, or waits for targets: who drags on within a moment is not shown another sharpness."""

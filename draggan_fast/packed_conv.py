@@ -38,7 +38,9 @@ def can_pack(weight: Tensor) -> bool:
 def may_transform(weight: Tensor) -> bool:
     """Whether a convolution with this weight may be computed by Winograd's way here."""
     square = weight.shape[2:] == (3, 3) and min(weight.shape[:2]) >= WINOGRAD_CHANNELS
-    return square and weight.device.type == "cpu" and weight.dtype == torch.float32 and synthesis_ops.winograd_served()
+    # The meta device, on which memory is planned, stands for the CPU.
+    here = weight.device.type in ("cpu", "meta") and weight.dtype == torch.float32
+    return square and here and synthesis_ops.winograd_served()
 
 
 def winograd_pays(shape: Sequence[int], padding: Sequence[int]) -> bool:
@@ -114,6 +116,8 @@ class PackedConv:
 
     def __call__(self, x: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
         pad = self.padding if padding is None else list(padding)
+        if x.is_meta:  # nothing but sizes
+            return F.conv2d(x, self._make(), padding=pad).to(memory_format=torch.channels_last)
         weight = self._direct(x, pad)
         if weight is None:
             assert self._transformed is not None

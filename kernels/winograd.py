@@ -21,6 +21,7 @@ from torch import Tensor
 
 TILE, SIDE = 4, 6  # outputs of a tile along an axis; the inputs they take, which is the number of points
 POINTS = SIDE * SIDE
+AT_ONCE = 32  # output channels whose kernels are transformed together: in float64 they take eight times their memory
 NEAR, FAR = math.sqrt(0.5), math.sqrt(2.0)
 
 
@@ -45,9 +46,13 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
 
 def transform_weight(weight: Tensor) -> Tensor:
     """A kernel [C', C, 3, 3] at the points: [36, C, C'] contiguous, in its dtype, computed in float64."""
-    _, g, _ = transforms()
-    at_points = g.to(weight.device) @ weight.double() @ g.to(weight.device).T  # [C', C, 6, 6]
-    return at_points.permute(2, 3, 1, 0).flatten(0, 1).to(weight.dtype).contiguous()
+    g = transforms()[1].to(weight.device)
+    transformed = weight.new_empty(POINTS, weight.shape[1], weight.shape[0])
+    for start in range(0, weight.shape[0], AT_ONCE):
+        part = weight[start : start + AT_ONCE]
+        at_points = g @ part.double() @ g.T  # [C', C, 6, 6]
+        transformed[:, :, start : start + AT_ONCE] = at_points.permute(2, 3, 1, 0).flatten(0, 1)
+    return transformed
 
 
 def winograd_conv(x: Tensor, transformed: Tensor, padding: tuple[int, int]) -> Tensor:

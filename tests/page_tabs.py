@@ -63,7 +63,11 @@ def pixels(png):
 
 
 def difference(one, other):
-    return np.abs(pixels(one).astype(int) - pixels(other)).mean()
+    """Levels, at the size of the smaller one: a picture that moves is enlarged less."""
+    pictures = [Image.open(io.BytesIO(png)).convert("RGB") for png in (one, other)]
+    size = min(picture.size for picture in pictures)
+    first, second = (np.asarray(picture.resize(size, Image.Resampling.BOX)).astype(int) for picture in pictures)
+    return np.abs(first - second).mean()
 
 
 def landmark(picture, name):

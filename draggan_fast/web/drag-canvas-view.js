@@ -13,7 +13,8 @@ const STYLE = `
 canvas { position: absolute; left: 0; top: 0; pointer-events: none; }
 .picture { transform-origin: 0 0; opacity: 0; transition: opacity 0.2s; border-radius: inherit; }
 .picture.shown { opacity: 1; }
-.over { width: 100%; height: 100%; }
+.veil { width: 100%; height: 100%; }
+.marks { transform-origin: 0 0; }
 canvas[hidden] { display: none; }
 .veil { transition: opacity 0.25s; opacity: 0.4; }
 .veil.clear { opacity: 1; }
@@ -44,8 +45,8 @@ export function buildView(host) {
   const root = host.attachShadow({ mode: "open", delegatesFocus: true });
   root.adoptedStyleSheets = [sheet];
   const picture = make("canvas", { class: "picture" });
-  const veil = make("canvas", { class: "over veil" });
-  const overlay = make("canvas", { class: "over" });
+  const veil = make("canvas", { class: "veil" });
+  const overlay = make("canvas", { class: "marks" });
   const stage = make(
     "div",
     {

@@ -21,7 +21,7 @@ import { Remembered } from "./remembered.js";
 import { Viewport } from "./viewport.js";
 
 const SMALL = 256; // pixels: up to here a picture is shown enlarged, and costs little to send as it is
-const VIEW_SMALL = { fps: 60, quality: 95, preview: "always" };
+const VIEW_SMALL = { fps: 60, quality: 95, preview: "auto" };
 const VIEW_LARGE = { fps: 60, quality: 90, preview: "auto" };
 const BRUSH = { least: 1 / 128, most: 40 / 128 }; // its radius, as a share of the picture's height
 const RUNNING = new Set(["running", "waiting"]);

@@ -1,6 +1,8 @@
 /** What lies over the picture in the element: points, brush, cursor, the veil over what must stay. When it is drawn. */
 
-import { drawBrush, drawCursor, drawPoints, drawVeil, Layer, markSize } from "./overlay.js";
+import { drawBrush, drawCursor, drawPoints, drawVeil, Layer, markSize, Patch } from "./overlay.js";
+
+const MARGIN = 18; // CSS pixels that a mark reaches beyond its point, about: the cursor's arms are 14 long
 
 /** @typedef {import("./viewport.js").Point} Point */
 
@@ -18,7 +20,7 @@ export class Marks {
   constructor(element, { overlay, veil }, cursor) {
     this.element = element;
     this.cursor = cursor;
-    this.#overlay = new Layer(overlay);
+    this.#overlay = new Patch(overlay);
     this.#veil = new Layer(veil);
   }
 
@@ -47,15 +49,22 @@ export class Marks {
     this.#redrawing = 0;
     const { element } = this;
     const { brush, viewport } = element;
-    const context = this.#overlay.begin();
-    if (!element.session) return;
+    if (!element.session) {
+      this.#overlay.around([], 0);
+      return;
+    }
     const project = (/** @type {Point} */ point) => viewport.toScreen(point);
     const cursor = this.cursor();
     if (element.mode === "mask") {
       const at = cursor ? project(cursor) : this.hover;
-      if (at) drawBrush(context, at, brush.radius * viewport.scale, brush.erase, cursor !== null, this.#size);
+      const radius = brush.radius * viewport.scale;
+      const context = this.#overlay.around(at ? [at] : [], radius + MARGIN * this.#size);
+      if (at) drawBrush(context, at, radius, brush.erase, cursor !== null, this.#size);
       return;
     }
+    const { handles, targets, pending } = element.points;
+    const marked = [...handles, ...targets, ...(pending ? [pending] : []), ...(cursor ? [cursor] : [])].map(project);
+    const context = this.#overlay.around(marked, MARGIN * this.#size);
     drawPoints(context, element.points, project, this.#size);
     if (cursor) drawCursor(context, project(cursor), this.#size);
   }

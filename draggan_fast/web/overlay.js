@@ -39,6 +39,52 @@ export class Layer {
   }
 }
 
+const STEP = 64; // CSS pixels between the sizes and places that a patch takes: other sizes mean another canvas
+
+/** A canvas over that part of the element only which is drawn on: all of it would be composed with every frame. */
+export class Patch extends Layer {
+  #box = { left: 0, top: 0, width: 0, height: 0 };
+
+  /** @param {number} width @param {number} height  CSS pixels of the element @param {number} ratio */
+  setSize(width, height, ratio) {
+    this.limits = [width, height];
+    this.ratio = ratio;
+    this.#box = { left: 0, top: 0, width: 0, height: 0 };
+  }
+
+  /**
+   * The cleared context, in CSS pixels of the element, with room around these points; without any it is emptied.
+   * @param {Point[]} points @param {number} margin
+   */
+  around(points, margin) {
+    const [width, height] = this.limits ?? [0, 0];
+    const ends = (/** @type {number} */ axis, /** @type {number} */ most) => {
+      const values = points.map((point) => point[axis]);
+      const from = Math.max(Math.floor((Math.min(...values) - margin) / STEP) * STEP, 0);
+      const to = Math.min(Math.ceil((Math.max(...values) + margin) / STEP) * STEP, Math.ceil(most / STEP) * STEP);
+      return points.length && to > from ? [from, to - from] : [0, 1];
+    };
+    const [[left, wide], [top, high]] = [ends(0, width), ends(1, height)];
+    this.#fit(left, top, wide, high);
+    const context = this.begin();
+    context.translate(-left, -top);
+    return context;
+  }
+
+  /** @param {number} left @param {number} top @param {number} width @param {number} height */
+  #fit(left, top, width, height) {
+    const { canvas } = this;
+    const box = this.#box;
+    if (box.width !== width || box.height !== height) {
+      super.setSize(width, height, this.ratio || 1);
+      canvas.style.width = `${width}px`;
+      canvas.style.height = `${height}px`;
+    }
+    if (box.left !== left || box.top !== top) canvas.style.transform = `translate(${left}px, ${top}px)`;
+    this.#box = { left, top, width, height };
+  }
+}
+
 /**
  * @param {CanvasRenderingContext2D} context  in CSS pixels
  * @param {import("./points.js").Points} points
