@@ -173,9 +173,9 @@ def supported(generator: Generator) -> str | None:
 def upsampling_matrix(size: int, taps: tuple[float, ...]) -> Tensor:
     """``upsample`` along one axis: [2·size, size], of which every row holds the few taps that fall on a pixel."""
     count, total = len(taps), sum(taps)
-    full = torch.zeros(2 * size + count - 2, size, dtype=torch.float64)
+    full = torch.zeros(2 * size + count - 2, size, dtype=torch.float64, device="cpu")
     for pixel in range(size):
-        full[2 * pixel : 2 * pixel + count, pixel] = torch.tensor(taps, dtype=torch.float64) * (2 / total)
+        full[2 * pixel : 2 * pixel + count, pixel] = torch.tensor(taps, dtype=torch.float64, device="cpu") * (2 / total)
     skip = count - 1 - (count + 1) // 2
     return full[skip : skip + 2 * size].float()
 

@@ -12,7 +12,8 @@ from .protocol import Frame
 from .session import DragSession
 
 SMOOTH = 1 / 30  # seconds a frame: who asks for more is still better served with full pictures at that rate
-KEPT = 0.75
+KEPT = 0.75  # of that time may full pictures take where previews were sent
+JUDGED = 3  # frames
 SHARP_AFTER = 0.2  # seconds of rest, in live mode, before a full picture follows the previews
 
 
@@ -33,6 +34,8 @@ class Screen:
         self.scrubbed = False
         self.stamp: tuple[int, float | None] = (0, None)
         self._previews = False
+        self._judged = 0  # full pictures while running, up to the first few
+        self._preview_ms = 0.0
         self._sharp_at = 0.0
         self._only_sharper = False  # what is owed is what has been shown, as a full picture
 
@@ -46,13 +49,13 @@ class Screen:
         self.choose(viewer)
 
     def choose(self, viewer: Viewer | None) -> None:
-        """Whether frames are previews while running; decided when a run begins, so that they do not alternate. Nor do
-        they from run to run: who was sent previews gets full pictures only when these are well within the time."""
+        """Whether frames are previews while running; decided when a run begins, and once more when the first frames
+        have shown what they take, so that they do not alternate. Nor do they from run to run: who was sent previews
+        gets full pictures only when these are well within the time."""
         if viewer is None:
             return
-        step = self.stats.step_seconds or self.stats.full_seconds  # before the first one: about as much
         budget = max(viewer.view.period, SMOOTH) * (KEPT if self._previews else 1.0)
-        too_slow = step + self.stats.full_seconds > budget
+        too_slow = self.stats.step_seconds + self.stats.full_seconds > budget
         self._previews = viewer.view.preview == "always" or (viewer.view.preview == "auto" and too_slow)
 
     def rest(self, waiting: bool) -> None:
@@ -83,6 +86,10 @@ class Screen:
         preview = self._previews and (not resting or viewer.view.preview == "always")
         frame = self._frame(viewer, drag, running, preview)
         viewer.offer(frame)
+        if running and not preview:
+            self._judged += 1
+            if self._judged == JUDGED:
+                self.choose(viewer)
         # A steady rhythm, without making up for what was missed.
         self.due = max(self.due + viewer.view.period, now + viewer.view.period / 2)
         self.owed = self._only_sharper = not running and not resting and bool(frame.flags & protocol.FLAG_PREVIEW)
@@ -103,7 +110,14 @@ class Screen:
             + protocol.FLAG_RUNNING * running
             + protocol.FLAG_TIMELINE * self.scrubbed
         )
-        times = self.stats.shown((rendered - start) * 1e3, (encoded - rendered) * 1e3, full=not preview)
+        render, encode = (rendered - start) * 1e3, (encoded - rendered) * 1e3
+        # Of a picture at rest the first layers may be there already: what the preview before it took belongs to it.
+        full = None
+        if preview:
+            self._preview_ms = render
+        elif running or self._only_sharper:
+            full = render + encode + (self._preview_ms if self._only_sharper else 0.0)
+        times = self.stats.shown(render, encode, full)
         self._metrics.stage("render", rendered - start)
         self._metrics.stage("encode", encoded - rendered)
         stamp, arrived = self.stamp

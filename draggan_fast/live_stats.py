@@ -38,12 +38,13 @@ class Stats:
         self._stages["wait"].append(milliseconds)
         self._wait_ms += milliseconds
 
-    def shown(self, render: float, encode: float, full: bool) -> tuple[float, float, float, float]:
-        """A frame was made: milliseconds of its steps, render, encode, and of waiting for the worker."""
+    def shown(self, render: float, encode: float, full: float | None = None) -> tuple[float, float, float, float]:
+        """A frame was made: milliseconds of its steps, render, encode, and of waiting for the worker. full: what a full
+        picture of it takes, if that is known."""
         self._stages["render"].append(render)
         self._stages["encode"].append(encode)
-        if full:
-            self.full_seconds = smoothed(self.full_seconds, (render + encode) / 1e3)
+        if full is not None:
+            self.full_seconds = smoothed(self.full_seconds, full / 1e3)
         self._frames += 1
         times = (self._steps_ms, render, encode, self._wait_ms)
         self._steps_ms = self._wait_ms = 0.0

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from . import synthesis_ops
 
-# When Winograd's convolution is taken: measured on AVX2 (DESIGN §5), two to three times as fast from 64 channels on.
+# When Winograd's convolution is taken: on AVX2 two to three times as fast from 64 channels on, a third faster with 32
+# (bench/benchmark_ops.py; bench/results/*_convolutions_*). Not measured on AVX-512 yet.
 WINOGRAD_CHANNELS = 32  # of input and output: transforms cost as many channels as there are, products their square
 WINOGRAD_TILES = 9
 WINOGRAD_GAIN = 1.3  # how many times fewer multiplications: tiles that hang over the border are computed whole
@@ -74,7 +75,7 @@ class PackedConv:
         made = weight()
         self.packed = can_pack(made)
         self._forms: dict[tuple[Any, ...], Tensor] = {}
-        # What there is from the beginning: the layer as it was frozen, whatever becomes of the network's weights.
+        # What there is from the beginning, one of both: the layer as it was frozen, whatever becomes of the network.
         self._first: Tensor | None = None
         self._transformed: Tensor | None = None
         if may_transform(made) and winograd_pays((1, *input_hw), self.padding):
@@ -100,7 +101,8 @@ class PackedConv:
         return self._form(shape, padding) if self.packed else self._first
 
     def _form(self, shape: tuple[int, int, int], padding: list[int]) -> Tensor | None:
-        """The weight as oneDNN wants it for maps of this (batch, height, width)."""
+        """The weight as oneDNN wants it for maps of this (batch, height, width); None = only the transformed one is
+        left of it."""
         key = (*shape, *padding, torch.get_num_threads())
         if (form := self._forms.get(key)) is not None:
             return form
@@ -117,7 +119,8 @@ class PackedConv:
     def __call__(self, x: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
         pad = self.padding if padding is None else list(padding)
         if x.is_meta:  # nothing but sizes
-            return F.conv2d(x, self._make(), padding=pad).to(memory_format=torch.channels_last)
+            sized = self._make() if self._first is None else self._first
+            return F.conv2d(x, sized, padding=pad).to(memory_format=torch.channels_last)
         weight = self._direct(x, pad)
         if weight is None:
             assert self._transformed is not None

@@ -70,16 +70,6 @@ class Cells(NamedTuple):
         return total.unflatten(0, (1, *like.shape[2:])).permute(0, 3, 1, 2)
 
 
-def crop(map_: Tensor, region: Region) -> Tensor:
-    """[1, C, h, w] → [N, C, size, size], zeros outside the map."""
-    return region.cells(map_.shape[3]).crop(map_)
-
-
-def crop_adjoint(crops: Tensor, region: Region, like: Tensor) -> Tensor:
-    """The transpose of ``crop``: overlapping crops add up. float32 [1, C, h, w]."""
-    return region.cells(like.shape[3]).crop_adjoint(crops, like)
-
-
 class Window(NamedTuple):
     """A square inside each of a batch of crops: where its rows, columns and crops are, ready to index with."""
 

@@ -13,7 +13,8 @@ import torch
 import draggan_fast as dg
 from draggan_fast import engine, regions
 from draggan_fast.engine import DTYPES, FastEngine, ReferenceEngine, best_precision, make_engine, resolve
-from draggan_fast.frozen import FrozenSynthesis
+from draggan_fast.frozen import FrozenSynthesis, upsampling_matrix
+from draggan_fast.generator import upsample
 from draggan_fast.session_file import replay_session
 
 CPU = torch.device("cpu")
@@ -91,11 +92,11 @@ def test_regions_are_the_whole_seen_through_a_window(nvlabs, points, first, prec
         cut = regions.from_whole(synthesis, whole, region, first)
     tolerance = {torch.float32: 3e-6, torch.bfloat16: 0.02, torch.float16: 3e-3}[precision]
     assert near.feature.shape == (len(points), nvlabs.config.channels[5], region.size, region.size)
-    assert relative(near.feature, regions.crop(whole.feature, region).double()) < tolerance
-    assert torch.equal(cut.feature, regions.crop(whole.feature, region))
+    assert relative(near.feature, region.cells(128).crop(whole.feature).double()) < tolerance
+    assert torch.equal(cut.feature, region.cells(128).crop(whole.feature))
     grad = torch.randn(near.feature.shape) / region.size
     with torch.no_grad():
-        expected = synthesis.backward(whole, regions.crop_adjoint(grad, region, whole.feature)).double()
+        expected = synthesis.backward(whole, region.cells(128).crop_adjoint(grad, whole.feature)).double()
         for trace in (near, cut):
             found = regions.backward(synthesis, trace, grad)
             assert relative(found, expected) < (1e-3 if precision == torch.float32 else 0.2)
@@ -105,10 +106,10 @@ def test_crops_hang_over_the_border_as_zeros():
     map_ = torch.arange(1.0, 17.0).reshape(1, 1, 4, 4)
     region = regions.Region(torch.tensor([[-1, 2]]), 3)
     expected = [[0, 9, 10], [0, 13, 14], [0, 0, 0]]
-    assert regions.crop(map_, region)[0, 0].tolist() == expected
+    assert region.cells(4).crop(map_)[0, 0].tolist() == expected
     crops = torch.ones(1, 1, 3, 3)
-    assert regions.crop_adjoint(crops, region, map_).sum() == 4
-    assert regions.crop_adjoint(crops, region, map_)[0, 0, 2:, :2].tolist() == [[1, 1], [1, 1]]
+    assert region.cells(4).crop_adjoint(crops, map_).sum() == 4
+    assert region.cells(4).crop_adjoint(crops, map_)[0, 0, 2:, :2].tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_region_holds_every_cell_that_a_pixel_in_reach_reads():
@@ -334,3 +335,10 @@ def test_packed_weights_are_those_of_now(small):
     packed(2)
     packed(1)
     assert len(engine._frozen[network]) == engine.KEPT
+
+
+@pytest.mark.parametrize("taps", [(1.0, 3.0, 3.0, 1.0), (1.0, 2.0, 1.0), (1.0, 1.0), (1.0, 2.0, 5.0, 1.0, 0.3)])
+def test_upsampling_by_matrices_is_upsampling(taps):
+    image = torch.randn(1, 3, 8, 8)
+    along = upsampling_matrix(8, taps)
+    torch.testing.assert_close(along @ image @ along.T, upsample(image, taps), atol=2e-6, rtol=0)

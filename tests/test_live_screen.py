@@ -50,8 +50,7 @@ def begun(step_seconds, full_seconds, viewer, screen=None):
         (0.015, 0.020, {"fps": 60}, True),
         (0.015, 0.020, {"fps": 20}, False),
         (0.030, 0.040, {"fps": 20}, True),
-        (0.0, 0.020, {"fps": 60}, True),  # before the first step: it takes as long as a picture
-        (0.0, 0.015, {"fps": 60}, False),
+        (0.0, 0.0, {"fps": 60}, False),  # nothing is known yet
         (0.001, 0.001, {"preview": "always"}, True),
         (1.0, 1.0, {"preview": "never"}, False),
     ],
@@ -101,7 +100,7 @@ def test_whatever_else_is_to_be_shown_does_not_wait_for_sharpness(monkeypatch):
 
 
 def test_after_a_while_at_rest_the_picture_is_whole(monkeypatch):
-    monkeypatch.setattr(live_screen, "SHARP_AFTER", 0.02)
+    monkeypatch.setattr(live_screen, "SHARP_AFTER", 0.3)
     screen, viewer = Screen(Metrics()), Viewer(preview="auto")
     assert begun(0.5, 0.5, viewer, screen)
     screen.stats.step_seconds = 0.0
@@ -111,3 +110,34 @@ def test_after_a_while_at_rest_the_picture_is_whole(monkeypatch):
     screen.show(viewer, drag(), running=False)
     assert viewer.sizes == [4, 8]
     assert not screen.owed
+
+
+def test_the_first_frames_show_whether_previews_are_needed():
+    screen, viewer = Screen(Metrics()), Viewer(fps=60)
+    slow = drag()
+    slow.render = lambda: time.sleep(0.04) or np.zeros((8, 8, 3), np.uint8)
+    screen.show(viewer, slow, running=False)  # the picture before the drag: its first layers were there already
+    assert screen.stats.full_seconds == 0
+    screen.begin(viewer)
+    for _ in range(6):
+        screen.due = 0.0
+        screen.show(viewer, slow, running=True)
+    assert viewer.sizes == [8, 8, 8, 8, 4, 4, 4]
+
+
+def test_a_sharper_picture_is_counted_with_the_preview_before_it(monkeypatch):
+    monkeypatch.setattr(live_screen, "SHARP_AFTER", 0.0)
+    screen, viewer = Screen(Metrics()), Viewer(fps=60)
+    assert begun(0.5, 0.5, viewer, screen)
+    screen.stats.step_seconds = screen.stats.full_seconds = 0.0
+    slow = drag()
+    slow.preview = lambda: time.sleep(0.04) or np.zeros((4, 4, 3), np.uint8)
+    screen.show(viewer, slow, running=True)
+    screen.rest(waiting=True)
+    screen._sharp_at = time.monotonic() + 60
+    screen.due = 0.0
+    screen.show(viewer, slow, running=False)
+    screen._sharp_at = screen.due = 0.0
+    screen.show(viewer, slow, running=False)
+    assert viewer.sizes == [4, 4, 8]
+    assert screen.stats.full_seconds >= 0.04

@@ -117,3 +117,72 @@ def test_screen_and_picture_agree_at_any_zoom(modules):
         })"""
     )
     assert worst < 1e-6
+
+
+def test_marks_are_drawn_where_their_points_are(modules):
+    """On a canvas of their size, wherever it was before: its pixels, seen from the element."""
+    result = modules.evaluate(
+        """() => import('/overlay.js').then(({ Patch }) => {
+            const places = [];
+            for (const ratio of [1, 1.1, 2]) {
+                const canvas = document.createElementNS('http://www.w3.org/1999/xhtml', 'canvas');
+                const patch = new Patch(canvas);
+                const draw = (...points) => {
+                    const context = patch.around(points, 18);
+                    context.fillStyle = '#ff0000';
+                    for (const [x, y] of points) context.fillRect(x - 5, y - 5, 10, 10);
+                    const [left, top] = canvas.style.transform.match(/[\\d.]+/g).map(Number);
+                    for (const [x, y] of points) {
+                        const at = [(x - left) * ratio, (y - top) * ratio];
+                        places.push(canvas.getContext('2d').getImageData(...at.map(Math.floor), 1, 1).data[3]);
+                    }
+                    const width = parseFloat(canvas.style.width) * ratio;
+                    if (Math.abs(canvas.width - width) > 1e-3) places.push(`${canvas.width} for ${width}`);
+                };
+                patch.setSize(700, 500, ratio);
+                draw([350, 250]);
+                patch.setSize(700, 500, ratio); // another picture
+                draw([40, 40]);
+                draw([40, 40], [690, 490]);
+                draw([2, 2]);
+                draw([699, 499]);
+                patch.around([], 18);
+                patch.setSize(300, 300, ratio); // another window
+                draw([150, 20], [290, 280]);
+            }
+            return places;
+        })"""
+    )
+    assert result == [255] * 24
+
+
+def test_a_picture_that_moves_stays_when_its_session_is_told_again(modules):
+    sizes = modules.evaluate(
+        """async () => {
+            const { Painter } = await import('/painter.js');
+            const canvas = document.createElementNS('http://www.w3.org/1999/xhtml', 'canvas');
+            let painted = () => {};
+            const painter = new Painter(canvas, () => painted(), () => {});
+            const picture = await new Promise((done) => {
+                const one = document.createElementNS('http://www.w3.org/1999/xhtml', 'canvas');
+                one.width = one.height = 64;
+                one.getContext('2d').fillStyle = '#ff0000';
+                one.getContext('2d').fillRect(0, 0, 64, 64);
+                one.toBlob(done);
+            });
+            painter.setSize(128, 128);
+            painter.place({ left: 10, top: 20, width: 640 });
+            const seen = [];
+            for (const running of [true, true, false]) {
+                const shown = new Promise((done) => { painted = done; });
+                painter.show({ picture, running });
+                await shown;
+                painter.setSize(128, 128);
+                const [red] = canvas.getContext('2d').getImageData(canvas.width / 2, canvas.width / 2, 1, 1).data;
+                const [, scale] = canvas.style.transform.match(/scale\\(([\\d.]+)/);
+                seen.push([canvas.width, red, Number(scale) * canvas.width]);
+            }
+            return seen;
+        }"""
+    )
+    assert sizes == [[256, 255, 640], [256, 255, 640], [512, 255, 640]]

@@ -16,6 +16,7 @@ from draggan_fast.bench.suites.floor import Ceilings, Reading
 import draggan_fast as dg
 from draggan_fast.cli import main
 from draggan_fast.generator import StyledConv
+from draggan_fast.packed_conv import PackedConv
 
 
 def reading(unit, best):
@@ -59,6 +60,14 @@ def test_backward_to_the_input_is_counted_as_much_as_forward():
         counter.part = "backward"
         torch.autograd.grad(y.sum(), x)
     assert counter.by_part[""].matrix == counter.by_part["backward"].matrix == 2 * 4 * 6 * 9 * 25
+
+
+@pytest.mark.skipif(not dg.ops.compiled_parts().get("cpu"), reason="draggan_fast._C is not compiled here")
+def test_a_winograd_convolution_is_counted_by_its_products():
+    conv = PackedConv(torch.randn(40, 32, 3, 3).clone, (1, 1), (18, 16))
+    with counting.Operations() as counter:
+        conv(torch.randn(2, 32, 18, 16).contiguous(memory_format=torch.channels_last))
+    assert counter.by_part[""].matrix == 2 * 36 * (2 * 5 * 4) * 32 * 40
 
 
 def test_config_f_has_the_30_6_g_multiply_adds_of_the_design():

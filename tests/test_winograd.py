@@ -11,7 +11,14 @@ from draggan_fast.packed_conv import PackedConv, winograd_pays
 LEVELS = ops.compiled_parts().get("levels", [])
 NEEDS_LIBRARY = pytest.mark.skipif(not LEVELS, reason="draggan_fast._C is not compiled here")
 # (batch, channels, output channels, height, width): whole tiles, parts of tiles, lanes left over, many tiles.
-SHAPES = [(1, 16, 32, 16, 16), (2, 7, 5, 9, 11), (1, 33, 18, 4, 3), (3, 1, 1, 1, 2), (1, 24, 20, 60, 53)]
+SHAPES = [
+    (1, 16, 32, 16, 16),
+    (2, 7, 5, 9, 11),
+    (1, 33, 18, 4, 3),
+    (3, 1, 1, 1, 2),
+    (1, 24, 20, 92, 95),
+    (3, 8, 8, 53, 60),
+]
 ROUNDING = 1e-5  # ten times the usual error of outputs around 1
 PADDINGS = [(1, 1), (0, 0), (2, 2), (1, 2)]
 
@@ -78,7 +85,7 @@ def test_it_is_about_as_exact_as_a_direct_convolution():
 
 
 @NEEDS_LIBRARY
-@pytest.mark.parametrize("size", [16, 64])  # few tiles, many tiles
+@pytest.mark.parametrize("size", [16, 64, 100])  # few tiles, several, many
 def test_no_result_depends_on_the_thread_count(size):
     x, weight, _ = case(1, 64, 48, size, size, (1, 1), dtype=torch.float32)
     transformed = spec.transform_weight(weight)

@@ -24,8 +24,12 @@ FRAMES = 100  # at most: below that a 99th percentile is the slowest frame
 
 def rows(options: Options) -> Iterator[Row]:
     """Per model, engine and precision a row ``frame`` (step, picture, JPEG); rows ``encode JPEG`` and ``encode WEBP``
-    of the encoding alone; one point, no mask. The percentiles go up to p99."""
-    for model in loaded(options.few_models(), options.device):
+    of the encoding alone; one point, no mask. The percentiles go up to p99.
+
+    With all suites together the smallest random network and the named one only."""
+    few = options.few_models()
+    chosen = few if options.every_case else tuple(dict.fromkeys((few[0], few[-1])))
+    for model in loaded(chosen, options.device):
         options.say(f"frame: {model.name}")
         yield from frame_rows(options, model)
 

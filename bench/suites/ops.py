@@ -13,6 +13,7 @@ from ..timing import alternate_within
 from ..verify import Verdict, verify_op
 
 POINTS = (1, 16)
+VARIANT = "mask_loss, smooth change"  # a second one the materialised way takes a minute and a half
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -25,6 +26,8 @@ def rows(options: Options) -> Iterator[Row]:
     image = IMAGE // 4 if options.quick else IMAGE
     for precision in options.precisions or ("fp32",):
         for case in op_cases(options.device, precision, points, image):
+            if case.name == VARIANT and not options.every_case:
+                continue
             options.say(f"ops: {case.name}, {case.detail}, {precision}")
             yield from case_rows(options, case)
 

@@ -41,8 +41,9 @@ def rows(options: Options) -> Iterator[Row]:
     yield from curve(options, "batch", batches, partial(batched, model), lambda b: {"batch": b}, model)
     if options.device.type == "cpu" and options.threads > 1:
         yield from threads_curve(options, model)
-    networks = [] if options.quick else [name for name in options.models if name.startswith(RANDOM)]
-    if len(networks) > 1:
+    # All suites together have these cases in ``step`` already.
+    networks = [name for name in options.models if name.startswith(RANDOM)] if options.every_case else []
+    if len(networks) > 1 and not options.quick:
         yield from resolution_curve(options, networks)
 
 

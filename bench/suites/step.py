@@ -46,6 +46,7 @@ def case_rows(options: Options, model: Model, points: int, mask: str) -> Iterato
             precision=precision,
             threads=options.threads,
         )
-        # On crops the fast engine does a fraction of that work, so that its share of the floor would be too high.
-        whole = engine != FAST or mask == "half"
+        # On crops, and by Winograd's convolution, the fast engine does a fraction of that work: its share of the floor
+        # would be too high.
+        whole = engine != FAST or (mask == "half" and precision != "fp32")
         yield with_floor(found, ceilings(str(options.device), options.threads), gflop=gflop if whole else None)

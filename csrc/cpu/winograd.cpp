@@ -7,8 +7,10 @@
 
 namespace draggan::cpu {
 
-constexpr int kTile = 4, kPoints = 36;    // outputs of a tile along an axis; (kTile + 2)²
-constexpr int kMany = 128, kChunk = 128;  // tiles; by the shape alone, so that no result depends on the thread count
+constexpr int kTile = 4, kPoints = 36;  // outputs of a tile along an axis; (kTile + 2)²
+// Tiles: how many are many, and how many of them go together. By the shape alone, so that no result depends on the
+// thread count; enough groups for the threads of a large machine.
+constexpr int kMany = 512, kLeast = 32, kMost = 128, kGroups = 32;
 // Where polynomials are evaluated: 0, ±near, ±far, infinity. See kernels/winograd.py.
 constexpr float kNear = 0.70710678118654752f, kFar = 1.41421356237309505f;
 constexpr float kNear2 = 0.5f, kFar2 = 2.0f, kSum2 = 2.5f;
@@ -94,10 +96,11 @@ void by_points(const Tiles& tiles, int64_t count, const Tensor& x, const Tensor&
 
 // Many tiles go through all three steps a few at a time: what lies between stays in the cache.
 void by_tiles(const Tiles& tiles, int64_t count, const Tensor& x, const Tensor& transformed) {
-  const int64_t chunks = (count + kChunk - 1) / kChunk;
+  const int64_t chunk_tiles = std::clamp<int64_t>(count / kGroups, kLeast, kMost);
+  const int64_t chunks = (count + chunk_tiles - 1) / chunk_tiles;
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    const Tensor at_points = matrices(kChunk, transformed.size(1), x);
-    const Tensor room = dense_matrices(kChunk, transformed.size(2), x);
+    const Tensor at_points = matrices(chunk_tiles, transformed.size(1), x);
+    const Tensor room = dense_matrices(chunk_tiles, transformed.size(2), x);
     for (int64_t chunk = first; chunk < last; ++chunk) {
       const int64_t begin = count * chunk / chunks, end = count * (chunk + 1) / chunks;
       const Tensor input = at_points.narrow(1, 0, end - begin);

@@ -43,13 +43,13 @@ const STEP = 64; // CSS pixels between the sizes and places that a patch takes: 
 
 /** A canvas over that part of the element only which is drawn on: all of it would be composed with every frame. */
 export class Patch extends Layer {
-  #box = { left: 0, top: 0, width: 0, height: 0 };
+  #box = { left: NaN, top: NaN, width: NaN, height: NaN }; // as the canvas has it: nothing is known yet
 
   /** @param {number} width @param {number} height  CSS pixels of the element @param {number} ratio */
   setSize(width, height, ratio) {
     this.limits = [width, height];
     this.ratio = ratio;
-    this.#box = { left: 0, top: 0, width: 0, height: 0 };
+    this.#box = { left: NaN, top: NaN, width: NaN, height: NaN };
   }
 
   /**
@@ -58,10 +58,11 @@ export class Patch extends Layer {
    */
   around(points, margin) {
     const [width, height] = this.limits ?? [0, 0];
+    const step = Math.round(STEP * (this.ratio || 1)) / (this.ratio || 1); // whole pixels of the screen: sharp
     const ends = (/** @type {number} */ axis, /** @type {number} */ most) => {
       const values = points.map((point) => point[axis]);
-      const from = Math.max(Math.floor((Math.min(...values) - margin) / STEP) * STEP, 0);
-      const to = Math.min(Math.ceil((Math.max(...values) + margin) / STEP) * STEP, Math.ceil(most / STEP) * STEP);
+      const from = Math.max(Math.floor((Math.min(...values) - margin) / step) * step, 0);
+      const to = Math.min(Math.ceil((Math.max(...values) + margin) / step), Math.ceil(most / step)) * step;
       return points.length && to > from ? [from, to - from] : [0, 1];
     };
     const [[left, wide], [top, high]] = [ends(0, width), ends(1, height)];

@@ -17,7 +17,7 @@ export class Painter {
   /** @type {Frame | null} */ #next = null;
   /** @type {{frame: Frame, bitmap: ImageBitmap} | null} */ #ready = null;
   #scheduled = 0;
-  #size = [1, 1]; // of the full picture
+  #size = [0, 0]; // of the full picture
   #place = { left: 0, top: 0, width: 1 };
 
   /**
@@ -34,6 +34,7 @@ export class Painter {
 
   /** @param {number} width @param {number} height  of the full picture, in its pixels */
   setSize(width, height) {
+    if (width === this.#size[0] && height === this.#size[1]) return; // what is shown stays, in whichever size
     this.#size = [width, height];
     this.#enlarge(ENLARGED);
   }
