@@ -1,5 +1,6 @@
 """A server in a thread, and a client of the live protocol over a real socket."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -17,6 +18,15 @@ PATIENCE = 30.0
 LARGEST_MESSAGE = Limits().largest_message
 
 
+async def serve(server, listener):
+    """Until it is told to end. What uvicorn then leaves open, a process would close by ending; this one goes on."""
+    await server.serve(sockets=[listener])
+    for connection in list(server.server_state.connections):
+        if connection.transport is not None:
+            connection.transport.abort()
+    await asyncio.sleep(0)  # the transports close their sockets
+
+
 @contextlib.contextmanager
 def running(app, port=0, ws_max_size=LARGEST_MESSAGE):
     """The port (a free one if 0) of a uvicorn server on loopback that serves the app until the block ends."""
@@ -32,7 +42,7 @@ def running(app, port=0, ws_max_size=LARGEST_MESSAGE):
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread = threading.Thread(target=asyncio.run, args=[serve(server, listener)])
     thread.start()
     try:
         deadline = time.monotonic() + PATIENCE
