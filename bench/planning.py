@@ -75,7 +75,8 @@ def reference(task: Task, model: Generator) -> Iterator[None]:
 
 
 def fast(task: Task, model: Generator) -> Iterator[None]:
-    """The fast engine's steps in float32. In bfloat16 (AMX) a process was measured at 0.94…1.23 times that: half the
+    """The fast engine's steps in float32. In bfloat16 (AMX) a process was measured at 0.94…1.23 times what was
+    predicted before float32 weights were transformed for Winograd's convolution, which bfloat16 ones are not: half the
     maps and packed weights, but the library's scratch memory on top."""
     synthesis = FrozenSynthesis(model, task.config.feature_block, torch.float32)
     return steps_of(task, FastEngine(synthesis, "fp32", task.image_size))
