@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import synthesis_ops
 
-# When Winograd's convolution is taken: on AVX2 two to three times as fast from 64 channels on, a third faster with 32
+# When Winograd's convolution is taken: on AVX2 1.6 to 2.8 times as fast from 64 channels on, 1.5 times with 32
 # (bench/benchmark_ops.py; bench/results/*_convolutions_*). Not measured on AVX-512 yet.
 WINOGRAD_CHANNELS = 32  # of input and output: transforms cost as many channels as there are, products their square
 WINOGRAD_TILES = 9

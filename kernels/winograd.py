@@ -7,7 +7,7 @@ and brought back (Aᵀ m A). Over channels the products at one point are a matri
 
 The points are 0, ±√½, ±√2 and infinity instead of the usual 0, ±1, ±2, ∞: the transforms' entries then lie near 1, and
 in float32 the result is about as exact as a direct convolution's (256 channels, beside float64: 1.1e-6 and 0.8e-6;
-with the usual points 2.2e-6). That the choice of points decides the error is known (Barabasz et al., "Error
+with the usual points twice as much). That the choice of points decides the error is known (Barabasz et al., "Error
 Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", 2020).
 """
 
