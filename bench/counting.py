@@ -77,8 +77,8 @@ class Operations(Inspector):
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             self.by_part[self.part].matrix += formula(*args, **kwargs, out_val=result)
-        elif name_of(func) == "winograd_conv":  # (x, transformed, padding) → y: 36 products of every 4×4 cells
-            (batch, _, height, width), (points, channels, made) = result.shape, args[1].shape
+        elif name_of(func) == "winograd_conv":  # (x, panels, …) → y: 36 products of every 4×4 cells
+            (batch, made, height, width), (points, _, channels, _) = result.shape, args[1].shape
             tiles = batch * -(-height // 4) * -(-width // 4)
             self.by_part[self.part].matrix += 2 * points * tiles * channels * made
         elif (

@@ -73,6 +73,7 @@ class PackedConv:
         self.padding = list(padding)
         self._make, self._version, self._made = weight, version, version()
         made = weight()
+        self._out_channels = made.shape[0]
         self.packed = can_pack(made)
         self._forms: dict[tuple[Any, ...], Tensor] = {}
         # What there is from the beginning, one of both: the layer as it was frozen, whatever becomes of the network.
@@ -124,7 +125,7 @@ class PackedConv:
         weight = self._direct(x, pad)
         if weight is None:
             assert self._transformed is not None
-            return synthesis_ops.winograd_conv(x, self._transformed, (pad[0], pad[1]))
+            return synthesis_ops.winograd_conv(x, self._transformed, self._out_channels, (pad[0], pad[1]))
         if not self.packed:
             return F.conv2d(x, weight, padding=pad)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, None, pad, [1, 1], [1, 1], 1, "none", [], "")

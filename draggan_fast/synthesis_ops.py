@@ -156,13 +156,13 @@ def winograd_served() -> bool:
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
-    """[C', C, 3, 3] as ``winograd_conv`` wants it, [36, C, C']; see ``winograd.transform_weight``."""
+    """[C', C, 3, 3] as ``winograd_conv`` wants it, [36, ⌈C'/16⌉, C, 16]; see ``winograd.transform_weight``."""
     return winograd.transform_weight(weight)
 
 
-def winograd_conv(x: Tensor, transformed: Tensor, padding: tuple[int, int]) -> Tensor:
+def winograd_conv(x: Tensor, panels: Tensor, out_channels: int, padding: tuple[int, int]) -> Tensor:
     """A 3×3 convolution of a float32 map on the CPU; see ``winograd.winograd_conv``. Few tiles (4×4 outputs) or few
     channels are dearer than directly: the transforms cost what the products save."""
     if _server(x) == "cpp":
-        return torch.ops.draggan_fast_native.winograd_conv(x, transformed, padding)
-    return winograd.winograd_conv(x, transformed, padding)
+        return torch.ops.draggan_fast_native.winograd_conv(x, panels, out_channels, padding)
+    return winograd.winograd_conv(x, panels, out_channels, padding)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 TILE, SIDE = 4, 6  # outputs of a tile along an axis; the inputs they take, which is the number of points
 POINTS = SIDE * SIDE
-AT_ONCE = 32  # output channels whose kernels are transformed together: in float64 they take eight times their memory
+PANEL = 16  # output channels that lie side by side in memory: a row of registers in the compiled products
+AT_ONCE = 2  # panels whose kernels are transformed together: in float64 they take eight times their memory
 NEAR, FAR = math.sqrt(0.5), math.sqrt(2.0)
 
 
@@ -45,18 +46,27 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """A kernel [C', C, 3, 3] at the points: [36, C, C'] contiguous, in its dtype, computed in float64."""
+    """A kernel [C', C, 3, 3] at the points, in its dtype, computed in float64: panels [36, ⌈C'/16⌉, C, 16].
+
+    A panel holds 16 output channels, zeros beyond the last: what the compiled products read in one go.
+    """
     g = transforms()[1].to(weight.device)
-    transformed = weight.new_empty(POINTS, weight.shape[1], weight.shape[0])
-    for start in range(0, weight.shape[0], AT_ONCE):
-        part = weight[start : start + AT_ONCE]
-        at_points = g @ part.double() @ g.T  # [C', C, 6, 6]
-        transformed[:, :, start : start + AT_ONCE] = at_points.permute(2, 3, 1, 0).flatten(0, 1)
-    return transformed
+    panels = weight.new_zeros(POINTS, -(-weight.shape[0] // PANEL), weight.shape[1], PANEL)
+    for first in range(0, panels.shape[1], AT_ONCE):
+        part = weight[first * PANEL : (first + AT_ONCE) * PANEL]
+        at_points = g @ part.double() @ g.T  # [up to 32 of C', C, 6, 6]
+        rows = F.pad(at_points.permute(2, 3, 1, 0).flatten(0, 1), (0, -len(part) % PANEL))
+        panels[:, first : first + AT_ONCE] = rows.unflatten(2, (-1, PANEL)).transpose(1, 2)
+    return panels
 
 
-def winograd_conv(x: Tensor, transformed: Tensor, padding: tuple[int, int]) -> Tensor:
-    """The convolution of x [B, C, h, w] with the kernel behind ``transformed`` [36, C, C'], zeros around it.
+def from_panels(panels: Tensor, out_channels: int) -> Tensor:
+    """[…, ⌈C'/16⌉, C, 16] → the matrices [..., C, C']."""
+    return panels.transpose(-3, -2).flatten(-2)[..., :out_channels]
+
+
+def winograd_conv(x: Tensor, panels: Tensor, out_channels: int, padding: tuple[int, int]) -> Tensor:
+    """The convolution of x [B, C, h, w] with the kernel behind ``panels`` (``transform_weight``), zeros around it.
 
     → [B, C', h + 2·rows − 2, w + 2·columns − 2], channels-last; padding: rows and columns, 0 to 2.
     """
@@ -67,7 +77,7 @@ def winograd_conv(x: Tensor, transformed: Tensor, padding: tuple[int, int]) -> T
     beyond = (columns, TILE * across + 2 - w - columns, rows, TILE * down + 2 - h - rows)
     tiles = F.pad(x, beyond).unfold(2, SIDE, TILE).unfold(3, SIDE, TILE)  # [B, C, down, across, 6, 6]
     at_points = (b @ tiles @ b.T).permute(4, 5, 0, 2, 3, 1).reshape(POINTS, -1, x.shape[1])
-    products = (at_points @ transformed).unflatten(0, (SIDE, SIDE)).permute(2, 3, 0, 1)  # [tiles, C', 6, 6]
+    products = (at_points @ from_panels(panels, out_channels)).unflatten(0, (SIDE, SIDE)).permute(2, 3, 0, 1)  # [tiles, C', 6, 6]
     cells = (a @ products @ a.T).unflatten(0, (batch, down, across)).permute(0, 3, 1, 4, 2, 5)
-    y = cells.reshape(batch, transformed.shape[2], down * TILE, across * TILE)[:, :, :height, :width]
+    y = cells.reshape(batch, out_channels, down * TILE, across * TILE)[:, :, :height, :width]
     return y.contiguous(memory_format=torch.channels_last)

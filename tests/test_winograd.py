@@ -50,7 +50,7 @@ def vector_level():
 @pytest.mark.parametrize(("shape", "padding"), CASES)
 def test_the_specification_is_a_convolution(shape, padding):
     x, weight, expected = case(*shape, padding)
-    found = spec.winograd_conv(x, spec.transform_weight(weight), padding)
+    found = spec.winograd_conv(x, spec.transform_weight(weight), len(weight), padding)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12, check_stride=False)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -61,13 +61,13 @@ def test_the_specification_is_a_convolution(shape, padding):
 def test_the_compiled_one_computes_what_is_specified(shape, padding, level, vector_level):
     vector_level(level)
     x, weight, expected = case(*shape, padding, dtype=torch.float32)
-    transformed = spec.transform_weight(weight)
+    panels = spec.transform_weight(weight)
     with ops.forced_backend("cpp"):
-        found = synthesis_ops.winograd_conv(x, transformed, padding)
+        found = synthesis_ops.winograd_conv(x, panels, len(weight), padding)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found.double(), expected, atol=ROUNDING, rtol=0, check_stride=False)
     with ops.forced_backend("reference"):
-        slow = synthesis_ops.winograd_conv(x, transformed, padding)
+        slow = synthesis_ops.winograd_conv(x, panels, len(weight), padding)
     torch.testing.assert_close(found, slow, atol=ROUNDING, rtol=0)
 
 
@@ -79,7 +79,7 @@ def test_it_is_about_as_exact_as_a_direct_convolution():
         return float((found.double() - expected).norm() / expected.norm())
 
     direct = error(F.conv2d(x, weight, padding=1))
-    ours = error(synthesis_ops.winograd_conv(x, spec.transform_weight(weight), (1, 1)))
+    ours = error(synthesis_ops.winograd_conv(x, spec.transform_weight(weight), len(weight), (1, 1)))
     assert ours < 2e-6  # 1.1e-6; with the usual points twice as much
     assert ours < 2.5 * direct
 
@@ -88,13 +88,13 @@ def test_it_is_about_as_exact_as_a_direct_convolution():
 @pytest.mark.parametrize("size", [16, 64, 100])  # few tiles, several, many
 def test_no_result_depends_on_the_thread_count(size):
     x, weight, _ = case(1, 64, 48, size, size, (1, 1), dtype=torch.float32)
-    transformed = spec.transform_weight(weight)
+    panels = spec.transform_weight(weight)
     before = torch.get_num_threads()
     try:
         found = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(synthesis_ops.winograd_conv(x, transformed, (1, 1)))
+            found.append(synthesis_ops.winograd_conv(x, panels, len(weight), (1, 1)))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
@@ -105,7 +105,7 @@ def test_no_result_depends_on_the_thread_count(size):
 def test_inside_inference_mode():
     x, weight, expected = case(1, 48, 48, 64, 64, (1, 1), dtype=torch.float32)
     with torch.inference_mode():
-        found = synthesis_ops.winograd_conv(x.clone(), spec.transform_weight(weight), (1, 1))
+        found = synthesis_ops.winograd_conv(x.clone(), spec.transform_weight(weight), len(weight), (1, 1))
     torch.testing.assert_close(found.double(), expected, atol=ROUNDING, rtol=0, check_stride=False)
 
 
@@ -113,21 +113,23 @@ def test_inside_inference_mode():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda x, t: (x.double(), t, [1, 1]), "float32"),
-        (lambda x, t: (x.contiguous(), t, [1, 1]), "channels-last"),
-        (lambda x, t: (x, t[:35], [1, 1]), r"\[36, 8, C'\]"),
-        (lambda x, t: (x, t.transpose(1, 2), [1, 1]), r"\[36, 8, C'\]"),
-        (lambda x, t: (x, t.double(), [1, 1]), "float32"),
-        (lambda x, t: (x, t, [3, 1]), "padding"),
-        (lambda x, t: (x, t, [1]), "padding"),
-        (lambda x, t: (x[:, :, :2], t, [0, 1]), "channels-last|smaller"),
+        (lambda x, p: (x.double(), p, 20, [1, 1]), "float32"),
+        (lambda x, p: (x.contiguous(), p, 20, [1, 1]), "channels-last"),
+        (lambda x, p: (x, p[:35], 20, [1, 1]), r"\[36, 2, 8, 16\]"),
+        (lambda x, p: (x, p[..., 1:2].expand(36, 2, 8, 16), 20, [1, 1]), "contiguous"),
+        (lambda x, p: (x, p.double(), 20, [1, 1]), "float32"),
+        (lambda x, p: (x, p, 0, [1, 1]), "out_channels"),
+        (lambda x, p: (x, p, 33, [1, 1]), r"\[36, 3, 8, 16\]"),
+        (lambda x, p: (x, p, 20, [3, 1]), "padding"),
+        (lambda x, p: (x, p, 20, [1]), "padding"),
+        (lambda x, p: (x[:, :, :2], p, 20, [0, 1]), "channels-last|smaller"),
     ],
 )
 def test_what_it_cannot_compute_is_refused_in_a_sentence(change, sentence):
     x = torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
-    transformed = torch.randn(36, 8, 4)
+    panels = torch.randn(36, 2, 8, 16)
     with pytest.raises(RuntimeError, match=sentence):
-        torch.ops.draggan_fast_native.winograd_conv(*change(x, transformed))
+        torch.ops.draggan_fast_native.winograd_conv(*change(x, panels))
 
 
 # --- when it is taken -----------------------------------------------------------------------------------------------

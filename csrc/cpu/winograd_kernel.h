@@ -1,6 +1,8 @@
 // The two transforms of kernels/winograd.py around its 36 matrix products, on vectors of channels.
 // Included by each_level.h once for each level; see there.
 
+#include "panels.h"
+
 // Bᵀ·d along one axis: six values in, six out.
 DRAGGAN_INLINE void to_points(const Vec* d, int step, Vec* out) {
   const Vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
