@@ -81,6 +81,12 @@ class Operations(Inspector):
             (batch, made, height, width), (points, _, channels, _) = result.shape, args[1].shape
             tiles = batch * -(-height // 4) * -(-width // 4)
             self.by_part[self.part].matrix += 2 * points * tiles * channels * made
+        elif name_of(func) == "winograd_up":  # (x, panels, …) → phases: 49 products of every 3×3 cells of the first
+            (batch, made, height, width), channels = result[0].shape, args[1].shape[2]
+            self.by_part[self.part].matrix += 2 * 49 * batch * -(-height // 3) * -(-width // 3) * channels * made
+        elif name_of(func) == "winograd_up_transpose":  # (4 phases, panels, …) → x
+            (batch, made, height, width), channels = result.shape, args[4].shape[2]
+            self.by_part[self.part].matrix += 2 * 49 * batch * -(-height // 3) * -(-width // 3) * channels * made
         elif (
             func.namespace == "mkldnn"
         ):  # the packed convolutions of the fast engine: (x, weight, …) or (sum, x, weight, …)

@@ -5,14 +5,12 @@ nobody trains, lay weights out anew for each convolution, walk a graph. Here wei
 and written once around its convolution, and the backward pass computes the one gradient that a drag needs: that of
 w_plus. DESIGN §5 gives the reasons; ``kernels/modulated_conv.py`` specifies the passes between the convolutions.
 
-The ×2 layer is a stride-2 transposed 3×3 convolution, which is four small stride-1 convolutions, one per phase of the
-output (even/odd rows × even/odd columns; 4 + 2 + 2 + 1 of the nine weights), followed by the FIR.
+The ×2 layer is a stride-2 transposed 3×3 convolution (``packed_up``), followed by the FIR.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,10 +20,9 @@ from torch import Tensor
 from . import synthesis_ops
 from .errors import DragError
 from .generator import LRELU_GAIN, Generator, StyledConv, ToRGB, upsample
-from .packed_conv import PackedConv
+from .packed_conv import KernelPart, PackedConv
+from .packed_up import PackedUp
 
-# For each phase of the ×2 layer: which rows (columns) of the 3×3 kernel it uses, in correlation order, and its padding.
-PHASE = (((2, 0), 1), ((1,), 0))
 LARGEST_BY_MATRIX = 64  # pixels along an axis; the products grow with the cube
 
 
@@ -68,28 +65,6 @@ class Trace(NamedTuple):
         return self.maps[-1]
 
 
-@dataclass(frozen=True)
-class KernelPart:
-    """Some rows and columns of a kernel, or the transpose of that convolution, made when it is asked for.
-
-    weight [C', C, 3, 3]: the layer's own, of today: other weights that it is given later are none of ours.
-    """
-
-    weight: Tensor
-    precision: torch.dtype
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    transposed: bool
-
-    def __call__(self) -> Tensor:
-        kernel = self.weight[:, :, list(self.rows)][:, :, :, list(self.columns)].to(self.precision)
-        return kernel.flip(2, 3).transpose(0, 1) if self.transposed else kernel
-
-    def version(self) -> int:
-        """Another number after the weight was changed in place, which tensors made for inference do not count."""
-        return 0 if self.weight.is_inference() else self.weight._version
-
-
 class FrozenLayer:
     """One StyledConv with its weights packed: for both directions if it is ``differentiable``."""
 
@@ -104,30 +79,27 @@ class FrozenLayer:
         self.noise = (layer.noise_const * layer.noise_strength).detach().float() if layer.use_noise else None
         self.clamp = layer.clamp
         self.affine = layer.affine
-        self.forward_convs: list[PackedConv] = []
-        self.backward_convs: list[PackedConv] = []
-        rows = PHASE if self.up else (((0, 1, 2), 1),)
-        for used_rows, pad_rows in rows:
-            for used_columns, pad_columns in rows:
-                padding = (pad_rows, pad_columns)
-                opposite = (len(used_rows) - 1 - pad_rows, len(used_columns) - 1 - pad_columns)
-                output = (size + pad_rows, size + pad_columns) if self.up else (size, size)
-                there, back = (
-                    KernelPart(weight, precision, used_rows, used_columns, turned) for turned in (False, True)
-                )
-                self.forward_convs.append(PackedConv(there, padding, (size, size), there.version))
-                if differentiable:
-                    self.backward_convs.append(PackedConv(back, opposite, output, back.version))
+        self.conv: PackedConv | PackedUp
+        self.conv_back: PackedConv | PackedUp | None = None
+        if self.up:
+            self.conv = PackedUp(weight, precision, size, transposed=False)
+            if differentiable:
+                self.conv_back = PackedUp(weight, precision, size, transposed=True)
+        else:
+            taps, padding, hw = (0, 1, 2), (1, 1), (size, size)
+            there, back = (KernelPart(weight, precision, taps, taps, turned) for turned in (False, True))
+            self.conv = PackedConv(there, padding, hw, there.version)
+            if differentiable:
+                self.conv_back = PackedConv(back, padding, hw, back.version)
 
     def forward(
         self, scaled: Tensor, demodulation: Tensor, noise: Tensor | None, style: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The input times its style [B, C, h, w] → (x, x·style) [B, C', r, r], r = h or 2h; style: of what follows."""
         rest = (demodulation, noise, self.bias, style, LRELU_GAIN, self.clamp)
-        if not self.up:
-            return synthesis_ops.activate(self.forward_convs[0](scaled), *rest)
-        first, second, third, fourth = (conv(scaled) for conv in self.forward_convs)
-        return synthesis_ops.fir_activate((first, second, third, fourth), self.taps, *rest)
+        if isinstance(self.conv, PackedUp):
+            return synthesis_ops.fir_activate(self.conv(scaled), self.taps, *rest)
+        return synthesis_ops.activate(self.conv(scaled), *rest)
 
     def backward(
         self, grad: Tensor, x: Tensor, demodulation: Tensor, noise: Tensor | None, style: Tensor | None
@@ -135,28 +107,28 @@ class FrozenLayer:
         """The transpose of ``forward``, at its output x: gradient of x·style → (gradient of the scaled input, of the
         style [B, C'], of the demodulation [B, C'])."""
         rest = (grad, style, x, demodulation, noise, self.bias, LRELU_GAIN, self.clamp)
-        if not self.up:
-            grad_y, grad_style, grad_demodulation = synthesis_ops.activate_backward(*rest)
-            return self.backward_convs[0](grad_y), grad_style, grad_demodulation
-        phases, grad_style, grad_demodulation = synthesis_ops.activate_backward_fir(*rest, self.taps)
-        total = self.backward_convs[0](phases[0])
-        for conv, phase in zip(self.backward_convs[1:], phases[1:]):
-            conv.add_to(total, phase)
-        return total, grad_style, grad_demodulation
+        if isinstance(self.conv_back, PackedUp):
+            phases, grad_style, grad_demodulation = synthesis_ops.activate_backward_fir(*rest, self.taps)
+            return self.conv_back.transpose(phases), grad_style, grad_demodulation
+        assert self.conv_back is not None
+        grad_y, grad_style, grad_demodulation = synthesis_ops.activate_backward(*rest)
+        return self.conv_back(grad_y), grad_style, grad_demodulation
 
     def forward_valid(self, scaled: Tensor, demodulation: Tensor, noise: Tensor | None) -> Tensor:
         """A plain layer without padding: [B, C, h, w] → x [B, C', h − 2, w − 2]; nothing follows."""
-        y = self.forward_convs[0](scaled, padding=(0, 0))
+        assert isinstance(self.conv, PackedConv)
+        y = self.conv(scaled, padding=(0, 0))
         return synthesis_ops.activate(y, demodulation, noise, self.bias, None, LRELU_GAIN, self.clamp)[0]
 
     def backward_valid(
         self, grad: Tensor, x: Tensor, demodulation: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The transpose of ``forward_valid``: (gradient of the scaled input, of the demodulation)."""
+        assert isinstance(self.conv_back, PackedConv)
         grad_y, _, grad_demodulation = synthesis_ops.activate_backward(
             grad, None, x, demodulation, noise, self.bias, LRELU_GAIN, self.clamp
         )
-        return self.backward_convs[0](grad_y, padding=(2, 2)), grad_demodulation
+        return self.conv_back(grad_y, padding=(2, 2)), grad_demodulation
 
     def style_gradient(self, style: Tensor, demodulation: Tensor, grad_demodulation: Tensor) -> Tensor:
         """What flows to the style [B, C] through the demodulation d = (Σ W²·s² + ε)^−½: ∂d/∂s = −d³·(Σ W²)·s."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,6 +50,28 @@ def winograd_pays(shape: Sequence[int], padding: Sequence[int]) -> bool:
     batch, height, width = shape[0], *(side + 2 * pad - 2 for side, pad in zip(shape[1:], padding))
     tiles = batch * math.ceil(height / 4) * math.ceil(width / 4)
     return tiles >= WINOGRAD_TILES and 9 * batch * height * width >= WINOGRAD_GAIN * 36 * tiles
+
+
+@dataclass(frozen=True)
+class KernelPart:
+    """Some rows and columns of a kernel, or the transpose of that convolution, made when it is asked for.
+
+    weight [C', C, 3, 3]: the layer's own, of today: other weights that it is given later are none of ours.
+    """
+
+    weight: Tensor
+    precision: torch.dtype
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    transposed: bool
+
+    def __call__(self) -> Tensor:
+        kernel = self.weight[:, :, list(self.rows)][:, :, :, list(self.columns)].to(self.precision)
+        return kernel.flip(2, 3).transpose(0, 1) if self.transposed else kernel
+
+    def version(self) -> int:
+        """Another number after the weight was changed in place, which tensors made for inference do not count."""
+        return 0 if self.weight.is_inference() else self.weight._version
 
 
 class PackedConv:

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from .errors import DragError
 from .kernels import modulated_conv, winograd
+from .kernels import winograd_up as up_specification
 from .kernels.modulated_conv import Phases
 from .ops import what_is_missing, wished_backend
 
 __all__ = [
     "Phases", "activate", "activate_backward", "activate_backward_fir", "backend", "fir_activate", "winograd_conv",
-    "winograd_served", "winograd_weight",
+    "winograd_served", "winograd_up", "winograd_up_transpose", "winograd_up_weight", "winograd_weight",
 ]  # fmt: skip
 
 SERVED_DTYPES = {
@@ -166,3 +167,24 @@ def winograd_conv(x: Tensor, panels: Tensor, out_channels: int, padding: tuple[i
     if _server(x) == "cpp":
         return torch.ops.draggan_fast_native.winograd_conv(x, panels, out_channels, padding)
     return winograd.winograd_conv(x, panels, out_channels, padding)
+
+
+def winograd_up_weight(weight: Tensor) -> Tensor:
+    """[C', C, 3, 3] as ``winograd_up`` wants it, for ``winograd_up_transpose`` turned before; see
+    ``kernels.winograd_up.transform_weight``."""
+    return up_specification.transform_weight(weight)
+
+
+def winograd_up(x: Tensor, panels: Tensor, out_channels: int) -> Phases:
+    """The ×2 layer's transposed convolution of a float32 map on the CPU; see ``kernels.winograd_up``."""
+    if _server(x) == "cpp":
+        first, second, third, fourth = torch.ops.draggan_fast_native.winograd_up(x, panels, out_channels)
+        return first, second, third, fourth
+    return up_specification.winograd_up(x, panels, out_channels)
+
+
+def winograd_up_transpose(phases: Phases, panels: Tensor, out_channels: int) -> Tensor:
+    """Its transpose: the phases → a map; see ``kernels.winograd_up``."""
+    if _server(phases[0]) == "cpp":
+        return torch.ops.draggan_fast_native.winograd_up_transpose(*phases, panels, out_channels)
+    return up_specification.winograd_up_transpose(phases, panels, out_channels)

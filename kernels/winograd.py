@@ -46,22 +46,27 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """A kernel [C', C, 3, 3] at the points, in its dtype, computed in float64: panels [36, ⌈C'/16⌉, C, 16].
+    """A kernel [C', C, 3, 3] at the points, computed in float64: panels [36, ⌈C'/16⌉, C, 16], see ``to_panels``."""
+    return to_panels(weight, transforms()[1])
+
+
+def to_panels(weight: Tensor, g: Tensor) -> Tensor:
+    """g·w·gᵀ of a kernel [C', C, 3, 3], g [n, 3]: panels [n², ⌈C'/16⌉, C, 16] in the kernel's dtype.
 
     A panel holds 16 output channels, zeros beyond the last: what the compiled products read in one go.
     """
-    g = transforms()[1].to(weight.device)
-    panels = weight.new_zeros(POINTS, -(-weight.shape[0] // PANEL), weight.shape[1], PANEL)
+    g = g.to(weight.device)
+    panels = weight.new_zeros(len(g) ** 2, -(-weight.shape[0] // PANEL), weight.shape[1], PANEL)
     for first in range(0, panels.shape[1], AT_ONCE):
         part = weight[first * PANEL : (first + AT_ONCE) * PANEL]
-        at_points = g @ part.double() @ g.T  # [up to 32 of C', C, 6, 6]
+        at_points = g @ part.double() @ g.T  # [up to 32 of C', C, n, n]
         rows = F.pad(at_points.permute(2, 3, 1, 0).flatten(0, 1), (0, -len(part) % PANEL))
         panels[:, first : first + AT_ONCE] = rows.unflatten(2, (-1, PANEL)).transpose(1, 2)
     return panels
 
 
 def from_panels(panels: Tensor, out_channels: int) -> Tensor:
-    """[…, ⌈C'/16⌉, C, 16] → the matrices [..., C, C']."""
+    """[…, ⌈C'/16⌉, C, 16] → the matrices […, C, C']."""
     return panels.transpose(-3, -2).flatten(-2)[..., :out_channels]
 
 
@@ -77,7 +82,9 @@ def winograd_conv(x: Tensor, panels: Tensor, out_channels: int, padding: tuple[i
     beyond = (columns, TILE * across + 2 - w - columns, rows, TILE * down + 2 - h - rows)
     tiles = F.pad(x, beyond).unfold(2, SIDE, TILE).unfold(3, SIDE, TILE)  # [B, C, down, across, 6, 6]
     at_points = (b @ tiles @ b.T).permute(4, 5, 0, 2, 3, 1).reshape(POINTS, -1, x.shape[1])
-    products = (at_points @ from_panels(panels, out_channels)).unflatten(0, (SIDE, SIDE)).permute(2, 3, 0, 1)  # [tiles, C', 6, 6]
+    products = (
+        (at_points @ from_panels(panels, out_channels)).unflatten(0, (SIDE, SIDE)).permute(2, 3, 0, 1)
+    )  # [tiles, C', 6, 6]
     cells = (a @ products @ a.T).unflatten(0, (batch, down, across)).permute(0, 3, 1, 4, 2, 5)
     y = cells.reshape(batch, out_channels, down * TILE, across * TILE)[:, :, :height, :width]
     return y.contiguous(memory_format=torch.channels_last)

@@ -39,3 +39,13 @@ def small():
 def steady_torch():
     """Tests draw the same random numbers whatever ran before them."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def vector_level():
+    """A function that chooses the vector instructions, undone after the test."""
+    from draggan_fast import _C
+
+    before = _C.build_info()["level"]
+    yield _C.set_level
+    _C.set_level(before)

@@ -37,7 +37,7 @@ ALLOWED = {
     "drag_command": {"atomic", "command_common", "config", "latent_file", "loading", "media", "session"},
     "engine": {"frozen", "generator", "packed_conv", "regions", "views"},
     "errors": set(),
-    "frozen": {"generator", "packed_conv", "synthesis_ops"},
+    "frozen": {"generator", "packed_conv", "packed_up", "synthesis_ops"},
     "generator": {"checkpoint"},  # for type checkers only
     "graphs": {"config", "engine", "static_step"},
     "inputs": set(),
@@ -67,6 +67,7 @@ ALLOWED = {
     "ops": {"kernels"},
     "overlay": set(),
     "packed_conv": {"synthesis_ops"},
+    "packed_up": {"packed_conv", "synthesis_ops"},
     "protocol": set(),
     "regions": {"frozen"},
     "serve_command": {

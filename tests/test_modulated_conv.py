@@ -25,16 +25,6 @@ def channels_last(x):
     return x.contiguous(memory_format=CHANNELS_LAST)
 
 
-@pytest.fixture
-def vector_level():
-    """A function that chooses the vector instructions, undone after the test."""
-    from draggan_fast import _C
-
-    before = _C.build_info()["level"]
-    yield _C.set_level
-    _C.set_level(before)
-
-
 class Case:
     """One call's arguments, all in float64, and the same as the passes get them."""
 

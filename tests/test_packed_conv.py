@@ -74,7 +74,7 @@ def test_other_weights_and_inference_tensors() -> None:
         made_for_inference = FrozenSynthesis(dg.Generator(config), 2, torch.float32)
         assert made_for_inference.forward(torch.zeros(1, config.num_ws, 8)).feature.shape == (1, 16, 16, 16)
     generator = dg.Generator(config)
-    conv = FrozenSynthesis(generator, 2, torch.float32).layers[0].forward_convs[0]
+    conv = FrozenSynthesis(generator, 2, torch.float32).layers[0].conv
     x = channels_last(1, 32, 6, 6)
     expected = F.conv2d(x, generator.synthesis.blocks[0].conv1.weight.detach().clone(), padding=1)
     zeros = {name: torch.zeros_like(tensor) for name, tensor in generator.state_dict().items()}
@@ -110,7 +110,7 @@ def test_a_warm_step_lays_no_weight_out_anew(threads: str) -> None:
     )
     lines = [line.split(",") for line in told.stdout.splitlines() if line.startswith("onednn_verbose")]
     made = [line for line in lines if "exec" in line[3:4]]
-    assert sum(line[5] == "convolution" for line in made) > 20, "oneDNN said nothing of its work"
+    assert sum(line[5] == "convolution" for line in made) > 10, "oneDNN said nothing of its work"
     # The small ones are of the picture's three channels and the FIR on them.
     reordered = [line[-2] for line in made if line[5] == "reorder"]
     assert not [sizes for sizes in reordered if math.prod(int(size) for size in sizes.split("x")) > 1 << 16]

@@ -37,16 +37,6 @@ def case(batch, channels, out_channels, height, width, padding, dtype=torch.floa
     return x.contiguous(memory_format=torch.channels_last), weight, expected
 
 
-@pytest.fixture
-def vector_level():
-    """A function that chooses the vector instructions, undone after the test."""
-    from draggan_fast import _C
-
-    before = _C.build_info()["level"]
-    yield _C.set_level
-    _C.set_level(before)
-
-
 @pytest.mark.parametrize(("shape", "padding"), CASES)
 def test_the_specification_is_a_convolution(shape, padding):
     x, weight, expected = case(*shape, padding)

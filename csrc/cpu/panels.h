@@ -1,8 +1,8 @@
 // Products of small matrices with constant ones that were laid out for it. For kernel files; see each_level.h.
 //
-// The constant matrix [depth][n] lies in panels of kPanel columns: [panels][depth][kPanel], zeros beyond n. A panel stays
-// in the first cache while all rows are multiplied with it. Every element is summed in the order of the depth, whatever
-// rows are taken together: no result depends on how the rows are shared out.
+// The constant matrix [depth][n] lies in panels of kPanel columns: [panels][depth][kPanel], zeros beyond n. A panel
+// stays in the first cache while all rows are multiplied with it. Every element is summed in the order of the depth,
+// whatever rows are taken together: no result depends on how the rows are shared out.
 
 constexpr int kPanelVectors = kPanel / kLanes;
 constexpr int kRows = 12 / kPanelVectors;  // 12 sums: as many as 16 registers hold beside what is multiplied

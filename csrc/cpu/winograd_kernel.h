@@ -2,6 +2,7 @@
 // Included by each_level.h once for each level; see there.
 
 #include "panels.h"
+#include "part_lanes.h"
 
 // Bᵀ·d along one axis: six values in, six out.
 DRAGGAN_INLINE void to_points(const Vec* d, int step, Vec* out) {
@@ -27,25 +28,10 @@ DRAGGAN_INLINE void from_points(const Vec* m, int step, Vec* out, int out_step) 
   out[3 * out_step] = kNear * kNear2 * near_odd + kFar * kFar2 * far_odd + m[5 * step];
 }
 
-// kWhole: all of the vector's channels are there.
-template <bool kWhole>
-DRAGGAN_INLINE Vec load_lanes(const float* from, int count) {
-  if constexpr (kWhole) return load(from);
-  Vec value{};
-  for (int lane = 0; lane < count; ++lane) value[lane] = from[lane];
-  return value;
-}
-
-template <bool kWhole>
-DRAGGAN_INLINE void store_lanes(float* to, int count, Vec value) {
-  if constexpr (kWhole) return store(to, value);
-  for (int lane = 0; lane < count; ++lane) to[lane] = value[lane];
-}
-
 // The 6×6 cells from (y0, x0) on, which lie all inside the map if kInside, in channels [c, c + count).
 template <bool kWhole, bool kInside>
-DRAGGAN_INLINE void read_points(const WinogradMap& map, const float* x, int y0, int x0, int c, int count, float* to,
-                                int64_t plane) {
+DRAGGAN_INLINE void read_points(const WinogradMap& map, const float* x, int y0, int x0, int c, int count,
+                                float* const* slots) {
   Vec d[36];
   for (int i = 0; i < 6; ++i) {
     for (int j = 0; j < 6; ++j) {
@@ -56,28 +42,28 @@ DRAGGAN_INLINE void read_points(const WinogradMap& map, const float* x, int y0, 
   }
   for (int j = 0; j < 6; ++j) to_points(d + j, 6, d + j);
   for (int i = 0; i < 6; ++i) to_points(d + 6 * i, 1, d + 6 * i);
-  for (int k = 0; k < 36; ++k) store_lanes<kWhole>(to + k * plane + c, count, d[k]);
+  for (int k = 0; k < 36; ++k) store_lanes<kWhole>(slots[k] + c, count, d[k]);
 }
 
-// Tile (row, column) of one picture [h, w, C]: its 6×6 cells to a row of each of the 36 matrices, `plane` floats apart.
-static void winograd_input_tile(const WinogradMap& map, const float* x, int row, int column, float* to, int64_t plane) {
+// Tile (row, column) of one picture [h, w, C]: its 6×6 cells to a row of each of the 36 matrices.
+static void winograd_input_tile(const WinogradMap& map, const float* x, int row, int column, float* const* slots) {
   const int y0 = row * kTile - map.pad_rows, x0 = column * kTile - map.pad_columns;
   const bool inside = y0 >= 0 && x0 >= 0 && y0 + 6 <= map.height && x0 + 6 <= map.width;
   const int whole = map.channels / kLanes * kLanes, rest = map.channels - whole;
   for (int c = 0; c < whole; c += kLanes) {
     if (inside)
-      read_points<true, true>(map, x, y0, x0, c, kLanes, to, plane);
+      read_points<true, true>(map, x, y0, x0, c, kLanes, slots);
     else
-      read_points<true, false>(map, x, y0, x0, c, kLanes, to, plane);
+      read_points<true, false>(map, x, y0, x0, c, kLanes, slots);
   }
-  if (rest > 0) read_points<false, false>(map, x, y0, x0, whole, rest, to, plane);
+  if (rest > 0) read_points<false, false>(map, x, y0, x0, whole, rest, slots);
 }
 
 template <bool kWhole>
-DRAGGAN_INLINE void write_cells(const WinogradMap& map, const float* from, int64_t plane, int y0, int x0, int c,
-                                int count, float* y) {
+DRAGGAN_INLINE void write_cells(const WinogradMap& map, const float* const* slots, int y0, int x0, int c, int count,
+                                float* y) {
   Vec m[36], half[24], out[16];
-  for (int k = 0; k < 36; ++k) m[k] = load_lanes<kWhole>(from + k * plane + c, count);
+  for (int k = 0; k < 36; ++k) m[k] = load_lanes<kWhole>(slots[k] + c, count);
   for (int j = 0; j < 6; ++j) from_points(m + j, 6, half + j, 6);
   for (int i = 0; i < 4; ++i) from_points(half + 6 * i, 1, out + 4 * i, 1);
   for (int i = 0; i < kTile && y0 + i < map.height; ++i) {
@@ -89,10 +75,8 @@ DRAGGAN_INLINE void write_cells(const WinogradMap& map, const float* from, int64
 }
 
 // The way back: a row of each of the 36 products to 4×4 cells of a picture [h, w, C], as far as they lie in it.
-static void winograd_output_tile(const WinogradMap& map, const float* from, int64_t plane, int row, int column,
-                                 float* y) {
+static void winograd_output_tile(const WinogradMap& map, const float* const* slots, int row, int column, float* y) {
   const int whole = map.channels / kLanes * kLanes, rest = map.channels - whole;
-  for (int c = 0; c < whole; c += kLanes)
-    write_cells<true>(map, from, plane, row * kTile, column * kTile, c, kLanes, y);
-  if (rest > 0) write_cells<false>(map, from, plane, row * kTile, column * kTile, whole, rest, y);
+  for (int c = 0; c < whole; c += kLanes) write_cells<true>(map, slots, row * kTile, column * kTile, c, kLanes, y);
+  if (rest > 0) write_cells<false>(map, slots, row * kTile, column * kTile, whole, rest, y);
 }
