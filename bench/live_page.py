@@ -41,8 +41,8 @@ LISTEN = """() => {
     const element = document.querySelector('drag-canvas');
     window.shots = [];
     element.addEventListener('frame', ({ detail }) => window.shots.push({
-        at: performance.now(), latency: detail.latency, times: detail.times, step: detail.step, running: detail.running,
-        preview: detail.preview,
+        at: performance.now(), latency: detail.latency, step: detail.step, running: detail.running,
+        preview: detail.preview, times: { ...detail.times, paint: performance.now() - detail.received },
     }));
 }"""
 
@@ -98,7 +98,7 @@ def summary(parts: list[tuple[list[dict[str, Any]], float]]) -> dict[str, Any]:
     latency = [value for shot in shots for value in shot["latency"]]
     stages = {
         stage: rounded(statistics.median(values)) if (values := [shot["times"][stage] for shot in shots]) else None
-        for stage in ("step", "render", "encode", "wait", "sinceStamp")
+        for stage in ("step", "render", "encode", "wait", "sinceStamp", "paint")
     }
     steps = sum(part[-1]["step"] - part[0]["step"] for part, _ in parts if part)
     return {
@@ -110,7 +110,7 @@ def summary(parts: list[tuple[list[dict[str, Any]], float]]) -> dict[str, Any]:
         "painted_frames_per_s": rounded(1000 * len(shots) / milliseconds),
         "steps_per_s": rounded(1000 * steps / milliseconds),
         "previews": sum(shot["preview"] for shot in shots),
-        "server_medians_ms": stages,
+        "medians_ms": stages,
     }
 
 

@@ -22,7 +22,11 @@ MAX_PAINTED = 256  # how many times over strokes may paint the whole picture
 
 
 def encode(picture: Frame, format_name: str, quality: int) -> bytes:
-    """uint8 [H, W, 3] → JPEG or WebP, in haste: a live frame is seen for a moment."""
+    """uint8 [H, W, 3] → JPEG or WebP, in haste: a live frame is seen for a moment. Or raw: RGBA, row by row."""
+    if format_name == "raw":
+        pixels = np.full((*picture.shape[:2], 4), 255, np.uint8)
+        pixels[..., :3] = picture
+        return pixels.tobytes()
     buffer = io.BytesIO()
     image = Image.fromarray(picture)
     if format_name == "jpeg":

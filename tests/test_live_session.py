@@ -304,6 +304,14 @@ def test_formats(talk):
         talk.hear()
         assert talk.frames[-1].format == name
         assert talk.frames[-1].picture.startswith(magic)
+    talk.must("view", format="raw")
+    time.sleep(0.05)
+    talk.hub.turns()
+    talk.hear()
+    frame = talk.frames[-1]
+    pixels = np.frombuffer(frame.picture, np.uint8).reshape(32, 32, 4)
+    assert (pixels[..., 3] == 255).all()
+    np.testing.assert_array_equal(pixels[..., :3], talk.live.drag.render())
 
 
 def test_a_viewer_that_does_not_acknowledge_gets_two_frames_and_then_the_newest(talk):

@@ -69,6 +69,14 @@ def test_frames_are_read_as_the_protocol_says(modules):
         good[:3] + b"\x09" + good[4:],
     ):
         assert "frame" in modules.evaluate(read, [list(bad)])
+    raw = struct.pack("<2s4B H3I2H6f", b"DF", 1, 3, 0, 0, 0, 1, 9, 0, 2, 1, 1, 2, 3, 4, 5, 6) + bytes(range(8))
+    read_raw = """([bytes]) => import('/frame.js').then(({ parseFrame }) => {
+        const { picture } = parseFrame(new Uint8Array(bytes).buffer);
+        return [picture.width, picture.height, [...picture.data]];
+    }).catch((error) => error.message)"""
+    assert modules.evaluate(read_raw, [list(raw)]) == [2, 1, list(range(8))]
+    for bad in (raw[:-1], raw + b"0", raw[:20] + bytes(4) + raw[24:]):
+        assert "pixels" in modules.evaluate(read_raw, [list(bad)])
 
 
 def test_latency_is_counted_from_the_move_to_the_first_frame_that_shows_it(modules):
@@ -186,3 +194,36 @@ def test_a_picture_that_moves_stays_when_its_session_is_told_again(modules):
         }"""
     )
     assert sizes == [[256, 255, 640], [256, 255, 640], [512, 255, 640]]
+
+
+def test_pixels_are_drawn_at_once_and_overtake_what_is_being_decoded(modules):
+    result = modules.evaluate(
+        """async () => {
+            const { Painter } = await import('/painter.js');
+            const canvas = document.createElementNS('http://www.w3.org/1999/xhtml', 'canvas');
+            const painted = [], dropped = [];
+            const painter = new Painter(canvas, ({ step }) => painted.push(step), ({ step }) => dropped.push(step));
+            const one = document.createElementNS('http://www.w3.org/1999/xhtml', 'canvas');
+            one.getContext('2d').fillRect(0, 0, one.width, one.height);
+            const encoded = await new Promise((done) => one.toBlob(done));
+            const coloured = (blue) => {
+                const picture = new ImageData(8, 4);
+                for (let k = 0; k < 32; k += 1) picture.data.set([10, 20, blue, 255], 4 * k);
+                return picture;
+            };
+            const frames = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+            painter.setSize(16, 8);
+            painter.show({ step: 1, picture: encoded });
+            painter.show({ step: 2, picture: encoded });
+            painter.show({ step: 3, picture: coloured(30) });
+            painter.show({ step: 4, picture: coloured(40) });
+            await frames();
+            await new Promise((done) => setTimeout(done, 100));
+            const middle = () => [...canvas.getContext('2d').getImageData(canvas.width / 2, 40, 1, 1).data];
+            const first = middle();
+            painter.show({ step: 5, picture: encoded });
+            await new Promise((done) => setTimeout(done, 200));
+            return { painted, dropped: dropped.sort(), first, second: middle() };
+        }"""
+    )
+    assert result == {"painted": [4, 5], "dropped": [1, 2, 3], "first": [10, 20, 40, 255], "second": [0, 0, 0, 255]}

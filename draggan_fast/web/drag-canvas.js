@@ -21,8 +21,9 @@ import { Remembered } from "./remembered.js";
 import { Viewport } from "./viewport.js";
 
 const SMALL = 256; // pixels: up to here a picture is shown enlarged, and costs little to send as it is
-const VIEW_SMALL = { fps: 60, quality: 95, preview: "auto" };
-const VIEW_LARGE = { fps: 60, quality: 90, preview: "auto" };
+const VIEW_SMALL = { fps: 60, format: "jpeg", quality: 95, preview: "auto" };
+const VIEW_LARGE = { fps: 60, format: "jpeg", quality: 90, preview: "auto" };
+const HERE = new Set(["localhost", "127.0.0.1", "[::1]"]); // bytes cost nothing there, decoding does
 const BRUSH = { least: 1 / 128, most: 40 / 128 }; // its radius, as a share of the picture's height
 const RUNNING = new Set(["running", "waiting"]);
 const FILES = { picture: "picture.png", webp: "timeline.webp", mp4: "timeline.mp4", session: "session.safetensors" };
@@ -318,7 +319,8 @@ export class DragCanvas extends HTMLElement {
     const resuming = this.connection?.session;
     this.welcome = message;
     this.#tell("welcome", message);
-    this.connection?.send("view", { ...VIEW_SMALL, ...this.view });
+    const near = this.connection && HERE.has(new URL(this.connection.base).hostname);
+    this.connection?.send("view", { ...VIEW_SMALL, ...(near && { format: "raw" }), ...this.view });
     if (message.resumed) return;
     // Nothing is lost with a picture that nobody has touched, or whose copy is here.
     if (resuming && !this.#copy.file && (!this.session || this.status?.step)) this.#tell("lost", {});

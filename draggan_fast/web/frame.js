@@ -2,7 +2,7 @@
 
 const HEADER_BYTES = 48;
 const POINT_BYTES = 12;
-const FORMATS = { 1: "image/webp", 2: "image/jpeg" };
+const FORMATS = { 1: "image/webp", 2: "image/jpeg", 3: "raw" };
 
 /**
  * @typedef {object} Frame
@@ -13,13 +13,13 @@ const FORMATS = { 1: "image/webp", 2: "image/jpeg" };
  * @property {boolean} done
  * @property {boolean} running
  * @property {boolean} scrubbed  from the timeline
- * @property {number} width  of the encoded picture, in pixels
+ * @property {number} width  of the sent picture, in pixels
  * @property {number} height
  * @property {{step: number, render: number, encode: number, wait: number, sinceStamp: number}} times  milliseconds
  * @property {number | null} loss
  * @property {[number, number][]} handles  [x, y] in pixels of the full picture
  * @property {number[]} distances  of each handle to its target, in pixels
- * @property {Blob} picture  encoded
+ * @property {Blob | ImageData} picture  encoded, or its pixels
  */
 
 /**
@@ -40,6 +40,7 @@ export function parseFrame(buffer) {
   const count = view.getUint16(6, true);
   const start = HEADER_BYTES + count * POINT_BYTES;
   if (buffer.byteLength <= start) throw new RangeError("A frame from the server is cut off.");
+  const [width, height] = [view.getUint16(20, true), view.getUint16(22, true)];
   const time = (/** @type {number} */ index) => view.getFloat32(24 + 4 * index, true);
   const loss = view.getFloat32(44, true);
   const handles = /** @type {[number, number][]} */ ([]);
@@ -56,12 +57,20 @@ export function parseFrame(buffer) {
     done: (flags & 2) !== 0,
     running: (flags & 4) !== 0,
     scrubbed: (flags & 8) !== 0,
-    width: view.getUint16(20, true),
-    height: view.getUint16(22, true),
+    width,
+    height,
     times: { step: time(0), render: time(1), encode: time(2), wait: time(3), sinceStamp: time(4) },
     loss: Number.isNaN(loss) ? null : loss,
     handles,
     distances,
-    picture: new Blob([new Uint8Array(buffer, start)], { type }),
+    picture: type === "raw" ? pixels(buffer, start, width, height) : new Blob([new Uint8Array(buffer, start)], { type }),
   };
+}
+
+/** @param {ArrayBuffer} buffer @param {number} start @param {number} width @param {number} height */
+function pixels(buffer, start, width, height) {
+  if (!width || !height || buffer.byteLength - start !== 4 * width * height) {
+    throw new RangeError("A frame from the server has too few pixels or too many.");
+  }
+  return new ImageData(new Uint8ClampedArray(buffer, start), width, height);
 }

@@ -1,6 +1,6 @@
 /**
  * Puts the newest picture on a canvas, once per animation frame. A picture that is overtaken while it is decoded or
- * while it waits for its animation frame is dropped.
+ * while it waits for its animation frame is dropped. One that comes as pixels waits for nothing else.
  *
  * The canvas holds the picture enlarged smoothly to a fixed size; zooming and panning only move the canvas.
  */
@@ -15,7 +15,7 @@ const MOVING = 256;
 export class Painter {
   /** @type {Frame | null} */ #decoding = null;
   /** @type {Frame | null} */ #next = null;
-  /** @type {{frame: Frame, bitmap: ImageBitmap} | null} */ #ready = null;
+  /** @type {{frame: Frame, bitmap: ImageBitmap | null} | null} */ #ready = null;
   #scheduled = 0;
   #size = [0, 0]; // of the full picture
   #place = { left: 0, top: 0, width: 1 };
@@ -28,6 +28,7 @@ export class Painter {
   constructor(canvas, painted, dropped) {
     this.canvas = canvas;
     this.context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { alpha: false }));
+    this.pixels = /** @type {OffscreenCanvasRenderingContext2D} */ (new OffscreenCanvas(1, 1).getContext("2d"));
     this.painted = painted;
     this.dropped = dropped;
   }
@@ -59,7 +60,11 @@ export class Painter {
 
   /** @param {Frame} frame */
   show(frame) {
-    if (this.#decoding) {
+    if (frame.picture instanceof ImageData) {
+      if (this.#next) this.dropped(this.#next);
+      this.#decoding = this.#next = null; // what is being decoded is dropped when it is done
+      this.#arrived(frame, null);
+    } else if (this.#decoding) {
       if (this.#next) this.dropped(this.#next);
       this.#next = frame;
     } else {
@@ -79,7 +84,7 @@ export class Painter {
     this.#decoding = frame;
     /** @type {ImageBitmap | null} */ let bitmap = null;
     try {
-      bitmap = await createImageBitmap(frame.picture);
+      bitmap = await createImageBitmap(/** @type {Blob} */ (frame.picture));
     } catch {
       // a damaged picture: the last good one stays
     }
@@ -96,16 +101,16 @@ export class Painter {
     if (next) this.#decode(next);
   }
 
-  /** @param {Frame} frame @param {ImageBitmap} bitmap */
+  /** @param {Frame} frame @param {ImageBitmap | null} bitmap  none: the frame has the pixels */
   #arrived(frame, bitmap) {
     if (this.#ready) this.#discard(this.#ready);
     this.#ready = { frame, bitmap };
     if (!this.#scheduled) this.#scheduled = requestAnimationFrame(() => this.#paint());
   }
 
-  /** @param {{frame: Frame, bitmap: ImageBitmap}} ready */
+  /** @param {{frame: Frame, bitmap: ImageBitmap | null}} ready */
   #discard({ frame, bitmap }) {
-    bitmap.close();
+    bitmap?.close();
     this.dropped(frame);
   }
 
@@ -116,10 +121,20 @@ export class Painter {
     this.#ready = null;
     const { canvas, context } = this;
     this.#enlarge(frame.running ? MOVING : ENLARGED);
-    context.imageSmoothingEnabled = canvas.width !== bitmap.width;
+    const source = bitmap ?? this.#laidDown(/** @type {ImageData} */ (frame.picture));
+    context.imageSmoothingEnabled = canvas.width !== source.width;
     context.imageSmoothingQuality = "high";
-    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    bitmap.close();
+    context.drawImage(source, 0, 0, canvas.width, canvas.height);
+    bitmap?.close();
     this.painted(frame);
+  }
+
+  /** Pixels on a canvas of their size, from which they can be drawn enlarged. @param {ImageData} picture */
+  #laidDown(picture) {
+    const { canvas } = this.pixels;
+    if (canvas.width !== picture.width) canvas.width = picture.width;
+    if (canvas.height !== picture.height) canvas.height = picture.height;
+    this.pixels.putImageData(picture, 0, 0);
+    return canvas;
   }
 }
