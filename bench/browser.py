@@ -6,6 +6,7 @@ Playwright brings no browser here: the system's Chromium is used (Debian's packa
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -43,6 +44,22 @@ def find_chromium() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
+CAP_SYS_NICE, PR_CAPBSET_DROP = 23, 24  # linux/capability.h, linux/prctl.h
+
+
+def deny_raised_priority() -> None:
+    """What this thread starts from now on runs at its own priority at best, as what an ordinary user starts does.
+
+    Started by root, as in a container, Chromium raises itself to nice −8, and whoever computes the pictures on the same
+    cores waits for it: a page that nobody but root would see. Nothing is done where there is nothing to deny.
+    """
+    if sys.platform == "linux" and os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(PR_CAPBSET_DROP, CAP_SYS_NICE, 0, 0, 0) != 0:
+            reason = os.strerror(ctypes.get_errno())
+            print(f"Chromium may raise its own priority: that could not be denied ({reason}).", file=sys.stderr)
+
+
 @contextmanager
 def browser() -> Iterator[Any]:
     """A headless Chromium: Playwright's ``Browser``. Raises DragError where there is no browser or no Playwright."""
@@ -53,6 +70,7 @@ def browser() -> Iterator[Any]:
         from playwright.sync_api import sync_playwright  # late: an extra
     except ImportError:
         raise DragError("Driving a browser needs Playwright: pip install 'draggan-fast[dev]'.") from None
+    deny_raised_priority()
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         try:

@@ -65,7 +65,7 @@ export class DragCanvas extends HTMLElement {
     const mode = () => this.#modes[this.mode];
     this.#gestures = new Gestures(this.#view.stage, this.viewport, {
       press: (at, event) => this.#pressed(() => mode().press(at, event)),
-      move: (at) => this.#gesture(() => mode().move(at)),
+      move: (at) => this.#gesture(() => mode().move(at), this.mode === "live" && this.running),
       release: () => this.#gesture(() => mode().release()),
       cancel: () => this.#gesture(() => mode().cancel()),
       hover: (at) => this.#hovered(at),
@@ -440,12 +440,13 @@ export class DragCanvas extends HTMLElement {
     this.#marks.redraw();
   }
 
-  /** @param {() => void} act */
-  #gesture(act) {
+  /** @param {() => void} act @param {boolean} framed  whether pictures come that show what it does */
+  #gesture(act, framed = false) {
     act();
     this.#view.stage.classList.toggle("pulling", this.#gestures.pressing);
     if (this.mask.painting) this.#marks.drawVeil();
-    this.#marks.redraw();
+    if (framed) this.#marks.redrawWithFrame();
+    else this.#marks.redraw();
   }
 
   /** @param {Point | null} at */

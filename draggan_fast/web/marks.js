@@ -2,6 +2,7 @@
 
 import { drawBrush, drawCursor, drawPoints, drawVeil, Layer, markSize, Patch } from "./overlay.js";
 
+const WITH_FRAME_MS = 60; // frames that come faster than that take the marks along
 const MARGIN = 18; // CSS pixels that a mark reaches beyond its point, about: the cursor's arms are 14 long
 
 /** @typedef {import("./viewport.js").Point} Point */
@@ -9,6 +10,7 @@ const MARGIN = 18; // CSS pixels that a mark reaches beyond its point, about: th
 export class Marks {
   /** Where the pointer is, in CSS pixels of the element. @type {Point | null} */ hover = null;
   #redrawing = 0;
+  #waiting = 0;
   #overlay;
   #veil;
 
@@ -45,8 +47,15 @@ export class Marks {
     if (!this.#redrawing) this.#redrawing = requestAnimationFrame(() => this.draw());
   }
 
+  /** With the next picture, which comes soon while the marks are pulled: every drawing of its own is a page to compose. */
+  redrawWithFrame() {
+    if (!this.#redrawing && !this.#waiting) this.#waiting = window.setTimeout(() => this.draw(), WITH_FRAME_MS);
+  }
+
   draw() {
-    this.#redrawing = 0;
+    cancelAnimationFrame(this.#redrawing);
+    window.clearTimeout(this.#waiting);
+    this.#redrawing = this.#waiting = 0;
     const { element } = this;
     const { brush, viewport } = element;
     if (!element.session) {
