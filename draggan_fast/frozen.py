@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import synthesis_ops
@@ -22,6 +21,7 @@ from .errors import DragError
 from .generator import LRELU_GAIN, Generator, StyledConv, ToRGB, upsample
 from .packed_conv import KernelPart, PackedConv
 from .packed_up import PackedUp
+from .synthesis_ops import StyleMatrices
 
 LARGEST_BY_MATRIX = 64  # pixels along an axis; the products grow with the cube
 
@@ -130,10 +130,6 @@ class FrozenLayer:
         )
         return self.conv_back(grad_y, padding=(2, 2)), grad_demodulation
 
-    def style_gradient(self, style: Tensor, demodulation: Tensor, grad_demodulation: Tensor) -> Tensor:
-        """What flows to the style [B, C] through the demodulation d = (Σ W²·s² + ε)^−½: ∂d/∂s = −d³·(Σ W²)·s."""
-        return -style * ((grad_demodulation * demodulation**3) @ self.energy)
-
 
 def supported(generator: Generator) -> str | None:
     """Why this network cannot be run by ``FrozenSynthesis``, or None if it can."""
@@ -191,6 +187,7 @@ class FrozenSynthesis:
             self.layers = [FrozenLayer(conv, precision, differentiable=True) for at, conv in every if at <= block]
             self.later = [FrozenLayer(conv, precision, differentiable=False) for at, conv in every if at > block]
             self.rgb = [None if part.to_rgb is None else FrozenRgb(part.to_rgb) for part in blocks]
+        self._matrices, self._later_matrices = matrices_of(self.layers), matrices_of(self.later)
         # Of small pictures on a CPU: two products with mostly zeros take a third of the time of a convolution.
         on_cpu = self.const.device.type == "cpu"
         sizes = [4 << part.block for part in blocks if on_cpu and 4 << part.block <= LARGEST_BY_MATRIX]
@@ -202,10 +199,11 @@ class FrozenSynthesis:
 
     def modulation(self, w_plus: Tensor) -> Modulation:
         """w_plus [B, num_ws, w_dim] float32 → the modulation of layers 0…2·block."""
-        return self._modulation_of(self.layers, w_plus)
+        return self._modulation_of(self._matrices, w_plus)
 
-    def _modulation_of(self, layers: Sequence[FrozenLayer], w_plus: Tensor, first_row: int = 0) -> Modulation:
-        modulation = modulation_of(layers, w_plus, first_row)
+    def _modulation_of(self, matrices: StyleMatrices, w_plus: Tensor, first_row: int = 0) -> Modulation:
+        styles, demodulations = synthesis_ops.modulation(w_plus, first_row, matrices)
+        modulation = Modulation(tuple(styles), tuple(demodulations))
         return modulation.balanced() if self.precision == torch.float16 else modulation
 
     @torch.no_grad()
@@ -237,7 +235,7 @@ class FrozenSynthesis:
         image = self._rgb(trace, w_plus)
         if self.later:
             # Not ``_run``: no map is kept that the next layer does not need, and the largest are here.
-            styles, demodulations, _ = self._modulation_of(self.later, w_plus, len(self.layers))
+            styles, demodulations, _ = self._modulation_of(self._later_matrices, w_plus, len(self.layers))
             scaled = self._scaled(trace.feature, styles[0])
             for index, (layer, following) in enumerate(zip(self.later, (*styles[1:], None))):
                 x, scaled = layer.forward(scaled, demodulations[index], self.noise_of(layer), following)
@@ -275,9 +273,9 @@ class FrozenSynthesis:
     @torch.no_grad()
     def backward(self, trace: Trace, grad_feature: Tensor) -> Tensor:
         """grad_feature [B, C, h, w], any float type → gradient of rows 0…2·block of w_plus, [B, 2·block + 1, w_dim]."""
-        return self.backward_from(trace, grad_feature, [torch.zeros_like(style) for style in trace.modulation.styles])
+        return self.backward_from(trace, grad_feature, StyleGradients.zeros(trace.modulation))
 
-    def backward_from(self, trace: Trace, grad: Tensor, grad_styles: list[Tensor]) -> Tensor:
+    def backward_from(self, trace: Trace, grad: Tensor, to_styles: StyleGradients) -> Tensor:
         """The same from the gradient of the trace's last map, onto what later layers add to the style gradients."""
         styles, demodulations, divisors = trace.modulation
         grad = channels_last(grad.to(self.precision))
@@ -285,23 +283,35 @@ class FrozenSynthesis:
         for index in range(last, -1, -1):
             layer = self.layers[index]
             following = None if index == last else styles[index + 1]
-            grad, grad_following, grad_demodulation = layer.backward(
+            grad, grad_following, to_styles.demodulations[index] = layer.backward(
                 grad, trace.maps[index + 1], demodulations[index], self.noise_of(layer), following
             )
             if following is not None:
-                grad_styles[index + 1] += grad_following
-            grad_styles[index] += layer.style_gradient(styles[index], demodulations[index], grad_demodulation)
-        grad_styles[0] += (grad.float() * trace.maps[0].float()).sum(dim=(2, 3))
-        if divisors is not None:
-            grad_styles = [grad_style / by for grad_style, by in zip(grad_styles, divisors)]
-        return torch.stack([g @ layer.affine.weight for g, layer in zip(grad_styles, self.layers)], dim=1)
+                to_styles.styles[index + 1] += grad_following
+        to_styles.styles[0] += (grad.float() * trace.maps[0].float()).sum(dim=(2, 3))
+        return synthesis_ops.latent_gradient(
+            to_styles.styles, to_styles.demodulations, (styles, demodulations, divisors), self._matrices
+        )
 
 
-def modulation_of(layers: Sequence[FrozenLayer], w_plus: Tensor, first_row: int = 0) -> Modulation:
-    """The modulation of layers to which rows ``first_row``… of w_plus [B, num_ws, w_dim] belong."""
-    styles = tuple(layer.affine(w_plus[:, first_row + index]) for index, layer in enumerate(layers))
-    energies = (F.linear(style * style, layer.energy) for style, layer in zip(styles, layers))
-    return Modulation(styles, tuple(torch.rsqrt(energy + 1e-8) for energy in energies))
+class StyleGradients(NamedTuple):
+    """What a backward pass has found so far of each layer: gradients of its style [B, C], as it is used, and of its
+    demodulation [B, C']."""
+
+    styles: list[Tensor]
+    demodulations: list[Tensor]
+
+    @classmethod
+    def zeros(cls, modulation: Modulation) -> StyleGradients:
+        return cls([torch.zeros_like(s) for s in modulation.styles], [torch.empty(0)] * len(modulation.styles))
+
+
+def matrices_of(layers: Sequence[FrozenLayer]) -> StyleMatrices:
+    return StyleMatrices(
+        [layer.affine.weight.detach() for layer in layers],
+        [layer.affine.bias.detach() for layer in layers],
+        [layer.energy for layer in layers],
+    )
 
 
 def channels_last(x: Tensor) -> Tensor:

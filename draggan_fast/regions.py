@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .frozen import FrozenLayer, FrozenSynthesis, Modulation, Trace, channels_last
+from .frozen import FrozenLayer, FrozenSynthesis, Modulation, StyleGradients, Trace, channels_last
 
 
 class Region(NamedTuple):
@@ -266,18 +266,18 @@ def scaled(x: Tensor, style: Tensor) -> Tensor:
 def backward(synthesis: FrozenSynthesis, trace: RegionTrace, grad_feature: Tensor) -> Tensor:
     """grad_feature [N, C, K, K] of the crops → gradient of rows 0…2·block of w_plus, [1, 2·block + 1, w_dim]."""
     modulation = trace.whole.modulation
-    grad_styles: list[Tensor] = [torch.zeros_like(style) for style in modulation.styles]
+    to_styles = StyleGradients.zeros(modulation)
     grad = channels_last(grad_feature.to(synthesis.precision))
     for level in reversed(trace.levels):
-        grad = _level_backward(synthesis, level, grad, modulation, grad_styles)
+        grad = _level_backward(synthesis, level, grad, modulation, to_styles)
     grad = trace.entry.crop_adjoint(grad, trace.whole.feature)
-    return synthesis.backward_from(trace.whole, grad, grad_styles)
+    return synthesis.backward_from(trace.whole, grad, to_styles)
 
 
 def _level_backward(
-    synthesis: FrozenSynthesis, level: Level, grad: Tensor, modulation: Modulation, grad_styles: list[Tensor]
+    synthesis: FrozenSynthesis, level: Level, grad: Tensor, modulation: Modulation, to_styles: StyleGradients
 ) -> Tensor:
-    """grad of ``level.out`` → grad of ``level.low``; the gradients of both layers' styles are added in place."""
+    """grad of ``level.out`` → grad of ``level.low``; what both layers give to ``to_styles`` is put there."""
     styles, demodulations, _ = modulation.for_batch(len(grad))
     first, second = 2 * level.block - 1, 2 * level.block
     up, flat = synthesis.layers[first], synthesis.layers[second]
@@ -285,16 +285,12 @@ def _level_backward(
     grad, grad_demodulation = flat.backward_valid(
         channels_last(grad * place.out_inside), level.out, demodulations[second], place.noises[1]
     )
-    grad_styles[second] += flat.style_gradient(
-        modulation.styles[second], modulation.demodulations[second], grad_demodulation.sum(dim=0, keepdim=True)
-    )
+    to_styles.demodulations[second] = grad_demodulation.sum(dim=0, keepdim=True)
     grad = place.window.inner_adjoint(grad * place.read_inside, level.middle.shape[3])
     grad, grad_style, grad_demodulation = up.backward(
         channels_last(grad), level.middle, demodulations[first], place.noises[0], styles[second]
     )
-    grad_styles[second] += grad_style.sum(dim=0, keepdim=True)
-    grad_styles[first] += up.style_gradient(
-        modulation.styles[first], modulation.demodulations[first], grad_demodulation.sum(dim=0, keepdim=True)
-    )
-    grad_styles[first] += (grad.float() * level.low.float()).sum(dim=(0, 2, 3))
+    to_styles.styles[second] += grad_style.sum(dim=0, keepdim=True)
+    to_styles.demodulations[first] = grad_demodulation.sum(dim=0, keepdim=True)
+    to_styles.styles[first] += (grad.float() * level.low.float()).sum(dim=(0, 2, 3))
     return scaled(grad, styles[first])

@@ -14,20 +14,23 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import DragError
-from .kernels import modulated_conv, winograd
+from .kernels import modulated_conv, styles, winograd
 from .kernels import winograd_up as up_specification
 from .kernels.modulated_conv import Phases
 from .ops import what_is_missing, wished_backend
 
 __all__ = [
-    "Phases", "activate", "activate_backward", "activate_backward_fir", "backend", "fir_activate", "winograd_conv",
-    "winograd_served", "winograd_up", "winograd_up_transpose", "winograd_up_weight", "winograd_weight",
+    "Phases", "StyleMatrices", "activate", "activate_backward", "activate_backward_fir", "backend", "fir_activate",
+    "latent_gradient", "modulation", "winograd_conv", "winograd_served", "winograd_up", "winograd_up_transpose",
+    "winograd_up_weight", "winograd_weight",
 ]  # fmt: skip
 
 SERVED_DTYPES = {
@@ -188,3 +191,36 @@ def winograd_up_transpose(phases: Phases, panels: Tensor, out_channels: int) -> 
     if _server(phases[0]) == "cpp":
         return torch.ops.draggan_fast_native.winograd_up_transpose(*phases, panels, out_channels)
     return up_specification.winograd_up_transpose(phases, panels, out_channels)
+
+
+class StyleMatrices(NamedTuple):
+    """Of each layer, see ``kernels.styles``."""
+
+    affines: list[Tensor]
+    biases: list[Tensor]
+    energies: list[Tensor]
+
+
+def modulation(w_plus: Tensor, first_row: int, matrices: StyleMatrices) -> tuple[list[Tensor], list[Tensor]]:
+    """(styles, demodulations) of the layers; see ``kernels.styles.modulation``."""
+    if _server(w_plus) == "cpp":
+        made = torch.ops.draggan_fast_native.modulation(w_plus.contiguous(), first_row, *matrices)
+        return made[: len(made) // 2], made[len(made) // 2 :]
+    return styles.modulation(w_plus, first_row, *matrices)
+
+
+def latent_gradient(
+    grad_styles: list[Tensor],
+    grad_demodulations: list[Tensor],
+    modulated: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor] | None],
+    matrices: StyleMatrices,
+) -> Tensor:
+    """[B, layers, w_dim]; modulated: styles, demodulations, divisors. See ``kernels.styles.latent_gradient``."""
+    of_styles, of_demodulations, divisors = modulated
+    if divisors is None and _server(of_styles[0]) == "cpp":
+        return torch.ops.draggan_fast_native.latent_gradient(
+            grad_styles, grad_demodulations, of_styles, of_demodulations, matrices.energies, matrices.affines
+        )
+    return styles.latent_gradient(
+        grad_styles, grad_demodulations, of_styles, of_demodulations, matrices.energies, matrices.affines, divisors
+    )
