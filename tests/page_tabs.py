@@ -1,5 +1,6 @@
 """What the tests of the page share: tabs that are watched, somebody else's page, what is seen on the picture."""
 
+import contextlib
 import io
 import re
 import time
@@ -42,6 +43,27 @@ class Tab:
         unexpected = [text for text in self.errors if not (self.loses_server and UNREACHABLE.search(text))]
         assert unexpected == [], unexpected
         assert self.foreign == [], self.foreign
+
+
+@contextlib.contextmanager
+def tabs(chromium):
+    """What opens tabs on a page of this address, by default until its picture is shown; all are closed at the end."""
+    opened = []
+
+    def open_tab(url, *, ready=True, fragment="", before="", loses_server=False, **options):
+        tab = Tab(chromium, url, **options)
+        opened.append(tab)
+        tab.loses_server = loses_server
+        tab.context.add_init_script(before)
+        if ready:
+            tab.live.open(fragment)
+        else:
+            tab.page.goto(tab.live.url + fragment)
+        return tab
+
+    yield open_tab
+    for tab in opened:
+        tab.close()
 
 
 class Guest(BaseHTTPRequestHandler):

@@ -2,14 +2,13 @@
 
 import re
 import threading
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import uvicorn
-from draggan_fast.bench.browser import LiveServer, browser, find_chromium
+from draggan_fast.bench.browser import LiveServer, find_chromium
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -18,8 +17,6 @@ from draggan_fast import create_app, load
 from tests.page_tabs import (
     EAR,
     NO_BROWSER,
-    Guest,
-    Tab,
     choose_mode,
     difference,
     drag,
@@ -42,21 +39,6 @@ TOKEN = "a-token-for-the-tests-of-the-page"
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    with browser() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def guest():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Guest) as server:
-        server.url, server.html = f"http://127.0.0.1:{server.server_port}/", b""
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
 def server(guest):
     # A closed tab keeps its picture for a while: as many places as there are tests.
     with LiveServer(("--threads", "1", "--max-sessions", "64", "--allow-origin", guest.url.rstrip("/"))) as started:
@@ -64,22 +46,8 @@ def server(guest):
 
 
 @pytest.fixture
-def open_tab(chromium, server):
-    tabs = []
-
-    def opened(url=None, *, ready=True, fragment="", before="", **options):
-        tab = Tab(chromium, url or server.url, **options)
-        tabs.append(tab)
-        tab.context.add_init_script(before)
-        if ready:
-            tab.live.open(fragment)
-        else:
-            tab.page.goto(tab.live.url + fragment)
-        return tab
-
-    yield opened
-    for tab in tabs:
-        tab.close()
+def open_tab(open_tab, server):
+    return lambda url=None, **options: open_tab(url or server.url, **options)
 
 
 @pytest.fixture

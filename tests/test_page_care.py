@@ -6,14 +6,14 @@ import re
 
 import numpy as np
 import pytest
-from draggan_fast.bench.browser import browser, find_chromium
+from draggan_fast.bench.browser import find_chromium
 from draggan_fast.bench.page_soak import METRICS, SAMPLES, Soak
 
 import draggan_fast as dg
 from draggan_fast import session_file
 from tests.live_client import Client, running
 from tests.live_models import tiny_model
-from tests.page_tabs import NO_BROWSER, Tab, choose_mode, mask_of, wait_until
+from tests.page_tabs import NO_BROWSER, choose_mode, mask_of, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]
 if find_chromium() is None:
@@ -35,30 +35,12 @@ WebSocket.prototype.send = function (data) {
 };"""
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as launched:
-        yield launched
-
-
 @pytest.fixture
-def open_tab(chromium):
-    tabs = []
-
-    def opened(port, *, ready=True, before="", **options):
-        tab = Tab(chromium, f"http://127.0.0.1:{port}/", **options)
-        tabs.append(tab)
-        tab.loses_server = True  # the test's server ends before its tabs
-        tab.context.add_init_script(HURRY + before)
-        if ready:
-            tab.live.open()
-        else:
-            tab.page.goto(tab.live.url)
-        return tab
-
-    yield opened
-    for tab in tabs:
-        tab.close()
+def open_tab(open_tab):
+    """On a server that ends before its tabs."""
+    return lambda port, before="", **options: open_tab(
+        f"http://127.0.0.1:{port}/", before=HURRY + before, loses_server=True, **options
+    )
 
 
 def steps_in_copy(live):

@@ -19,7 +19,7 @@ import draggan_fast as dg
 from draggan_fast import media, protocol
 from draggan_fast.live_hub import LiveHub
 from draggan_fast.protocol import Limits
-from tests.live_client import Client, get, running, wait_until_ready
+from tests.live_client import Client, get, running
 from tests.live_models import tiny_model
 from tests.test_live_fuzz import messages
 
@@ -27,21 +27,6 @@ POINTS = {"handles": [[10, 10]], "targets": [[20, 12]]}
 UNREACHABLE = {"handles": [[4, 4]], "targets": [[30, 30]]}  # by steps as small as these
 SLOW = {"lr": 1e-5, "max_steps": 1000000}
 FEW = Limits(messages_per_second=20, upload_bytes=1 << 18)
-
-
-@pytest.fixture(scope="module")
-def port():
-    """A server for tests that leave nothing behind."""
-    with running(dg.create_app([tiny_model(), tiny_model("classes", c_dim=3)], max_sessions=40)) as port:
-        wait_until_ready(port)
-        yield port
-
-
-@pytest.fixture
-def client(port):
-    with Client(port) as client:
-        yield client
-        client.say("close")
 
 
 def drag_for_ever(client):
