@@ -7,7 +7,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from draggan_fast.bench.browser import browser, find_chromium
+from draggan_fast.bench.browser import find_chromium
 
 import draggan_fast
 from tests.page_tabs import NO_BROWSER
@@ -25,14 +25,13 @@ class Files(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def modules():
+def modules(chromium):
     """An empty page beside the modules."""
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=WEB)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with browser() as chromium:
-            page = chromium.new_page()
-            page.goto(f"http://127.0.0.1:{server.server_port}/icon.svg")
-            yield page
+        page = chromium.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/icon.svg")
+        yield page
         server.shutdown()
 
 
@@ -186,3 +185,50 @@ def test_a_picture_that_moves_stays_when_its_session_is_told_again(modules):
         }"""
     )
     assert sizes == [[256, 255, 640], [256, 255, 640], [512, 255, 640]]
+
+
+def test_copies_are_few_and_the_newest_and_a_browser_that_keeps_none_is_no_error(modules):
+    result = modules.evaluate(
+        """async () => {
+            const { copyOf, dropCopy, keepCopy } = await import('/kept.js');
+            const realNow = Date.now;
+            let now = realNow();
+            Date.now = () => (now += 1000);
+            const held = async (...keys) => (await Promise.all(keys.map(copyOf))).map((file) => file?.size ?? null);
+            const names = [...Array(20).keys()].map(String);
+            const few = new Blob(['four']);
+            for (const name of names) void keepCopy(name, few);
+            const inNumber = await held(...names);
+            await keepCopy('17', new Blob(['more']), '19');
+            await dropCopy('18');
+            const replaced = await held('16', '17', '18', '19');
+            const large = (megabytes) => new Blob([new Uint8Array(megabytes << 20)]);
+            for (const name of ['a', 'b', 'c', 'd']) await keepCopy(name, large(20));
+            const inSize = await held('17', 'a', 'b', 'c', 'd');
+            await keepCopy('e', large(65)); // larger than all may be together
+            const tooLarge = await held('d', 'e');
+            await keepCopy('f', few);
+            now += 15 * 24 * 3600 * 1000;
+            const old = await held('f');
+            await keepCopy('g', few);
+            now -= 20 * 24 * 3600 * 1000;
+            const removed = await held('f', 'g');
+            Date.now = realNow;
+            const real = IDBFactory.prototype.open;
+            IDBFactory.prototype.open = () => { throw new DOMException('no', 'SecurityError'); };
+            const refused = [await keepCopy('x', few), await copyOf('x'), await dropCopy('x')];
+            IDBFactory.prototype.open = real;
+            await keepCopy('x', few);
+            return { inNumber, replaced, inSize, tooLarge, old, removed, refused, after: await held('x') };
+        }"""
+    )
+    assert result == {
+        "inNumber": [None] * 4 + [4] * 16,
+        "replaced": [4, 4, None, None],
+        "inSize": [None, None, 20 << 20, 20 << 20, 20 << 20],
+        "tooLarge": [None, None],
+        "old": [None],
+        "removed": [None, 4],
+        "refused": [None, None, None],
+        "after": [4],
+    }

@@ -51,6 +51,7 @@ export class DragCanvas extends HTMLElement {
   /** @type {Driver | null} */ #driver = null;
   #remembered = new Remembered(this);
   #present = false; // the server has this picture, and this connection sees it
+  #recalled = Promise.resolve(); // what an earlier page has kept of it
 
   constructor() {
     super();
@@ -92,11 +93,13 @@ export class DragCanvas extends HTMLElement {
   connectedCallback() {
     this.#modeChanged();
     this.#resizes.observe(this);
+    this.#remembered.arrive();
     this.reconnect();
   }
 
   disconnectedCallback() {
     this.#resizes.disconnect();
+    this.#remembered.leave();
     this.#disconnect();
   }
 
@@ -104,7 +107,7 @@ export class DragCanvas extends HTMLElement {
   attributeChangedCallback(name, old, value) {
     if (old === value) return;
     if (name === "src") this.#copy.forget(); // another server's picture
-    if (!this.isConnected) return;
+    if (!this.connection) return; // subtle: of an element that is upgraded in its page this comes before connectedCallback
     if (name === "mode") this.#modeChanged();
     else if (name === "src" || name === "token") this.reconnect();
     else if (value !== null && this.connection?.isOpen) void this.create();
@@ -151,12 +154,14 @@ export class DragCanvas extends HTMLElement {
   reconnect() {
     const { base } = this;
     this.#disconnect();
-    const connection = new Connection(base, this.getAttribute("token") ?? "", this.#remembered.session(base));
+    const session = this.#remembered.session(base);
+    const connection = new Connection(base, this.getAttribute("token") ?? "", session);
     this.connection = connection;
+    this.#recalled = this.#copy.recall(session);
     this.#driver = new Driver(connection, this.points, this.latency, (error) => this.#problem(error));
     const on = (/** @type {string} */ type, /** @type {(detail: any) => void} */ handle) =>
       connection.addEventListener(type, (event) => handle(/** @type {CustomEvent} */ (event).detail));
-    on("welcome", (message) => this.#welcomed(message));
+    on("welcome", (message) => void this.#welcomed(message));
     on("session", (message) => this.#sessionChanged(message));
     on("status", (message) => this.#statusChanged(message));
     on("frame", (frame) => this.#painter.show(frame));
@@ -314,8 +319,14 @@ export class DragCanvas extends HTMLElement {
   // --- what the server says ------------------------------------------------------------------------------------------
 
   /** @param {any} message */
-  #welcomed(message) {
-    const resuming = this.connection?.session;
+  async #welcomed(message) {
+    const { connection } = this;
+    const resuming = connection?.session;
+    // subtle: what is said next, `session` above all, is not to come before this
+    if (!message.resumed && resuming && !this.#copy.file) {
+      await this.#recalled;
+      if (connection !== this.connection || !connection.isOpen) return;
+    }
     this.welcome = message;
     this.#tell("welcome", message);
     this.connection?.send("view", { ...VIEW_SMALL, ...this.view });
@@ -333,6 +344,7 @@ export class DragCanvas extends HTMLElement {
     this.truncationPsi = message.truncation_psi ?? this.truncationPsi;
     if (other) this.latency.reset();
     this.#remembered.note(/** @type {Connection} */ (this.connection).base, message.session);
+    this.#copy.named(message.session);
     const { width, height } = message;
     this.viewport.setPicture(width, height);
     this.#painter.setSize(width, height);
@@ -370,7 +382,7 @@ export class DragCanvas extends HTMLElement {
   /** The server has opened another picture at the user's wish: no attempt at the former one any more. */
   #another() {
     this.#beginning.stop();
-    this.#copy.forget();
+    this.#copy.drop();
   }
 
   /** @param {any} frame */

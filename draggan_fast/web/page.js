@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 import { DragCanvas } from "./drag-canvas.js";
 import { buildExportMenu } from "./export.js";
 import { buildHelp } from "./help.js";
+import { keepWord, word } from "./kept.js";
 import { LatencyPanel } from "./latency-panel.js";
 import { ModelChoice } from "./models.js";
 import { Notices } from "./notices.js";
@@ -40,18 +41,20 @@ const canvas = new DragCanvas();
 function takeToken() {
   const fragment = new URLSearchParams(location.hash.slice(1));
   const token = fragment.get("token");
+  let given = word(TOKEN_KEY);
   if (token !== null) {
-    sessionStorage.setItem(TOKEN_KEY, token);
+    given = token;
+    keepWord(TOKEN_KEY, token);
     fragment.delete("token");
     const rest = fragment.toString();
     history.replaceState(null, "", location.pathname + location.search + (rest && `#${rest}`));
   }
-  return sessionStorage.getItem(TOKEN_KEY) ?? "";
+  return given;
 }
 
 /** @param {string} token */
 function authorise(token) {
-  sessionStorage.setItem(TOKEN_KEY, token);
+  keepWord(TOKEN_KEY, token);
   if (canvas.getAttribute("token") === token) canvas.reconnect();
   else canvas.setAttribute("token", token);
 }
@@ -219,11 +222,15 @@ function wireHints() {
     points: () => canvas.points.count > 0 || canvas.points.pending !== null,
     mask: () => canvas.mask.present || canvas.mask.painting,
   };
+  /** @type {Set<string>} */ const hinted = new Set(); // also where no word is kept
   const show = () => {
     const { mode } = canvas;
-    if (done[mode]()) sessionStorage.setItem(`${HINTED_KEY}:${mode}`, "yes");
+    if (done[mode]()) {
+      hinted.add(mode);
+      keepWord(`${HINTED_KEY}:${mode}`, "yes");
+    }
     hint.textContent = HINTS[mode];
-    hint.hidden = !canvas.session || sessionStorage.getItem(`${HINTED_KEY}:${mode}`) !== null;
+    hint.hidden = !canvas.session || hinted.has(mode) || word(`${HINTED_KEY}:${mode}`) !== "";
   };
   for (const event of ["session", "status", "modechange"]) canvas.addEventListener(event, show);
   canvas.addEventListener("pointerup", show);
