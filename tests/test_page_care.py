@@ -184,6 +184,8 @@ def test_models_and_classes_are_offered_where_there_are_any(open_tab):
         label.fill("2")
         label.press("Enter")
         live.until("element.session.label === 2")
+        wait_until(lambda: "label=2" in seeds_asked(page)[-1])  # the strip is of it too
+        assert "label=0" in seeds_asked(page)[0]
         page.locator("#seeds button").nth(1).click()  # another picture of that class
         live.until("element.session.seed === 5 && element.session.label === 2")
         model.select_option("tiny")
@@ -199,6 +201,22 @@ def test_models_and_classes_are_offered_where_there_are_any(open_tab):
         page = open_tab(port).page
         assert page.locator("#model").is_hidden()
         assert page.locator("#label").is_hidden()
+
+
+def seeds_asked(page):
+    """The addresses of the strip's pictures, in order."""
+    names = page.evaluate("() => performance.getEntriesByType('resource').map(({ name }) => name)")
+    return [name for name in names if "/api/seeds/" in name]
+
+
+def test_the_address_says_which_class_is_begun_with(open_tab):
+    with running(dg.create_app([tiny_model("classes", c_dim=3)])) as port:
+        live = open_tab(port, fragment="#seed=5&label=1").live
+        assert live.element("[element.session.seed, element.session.label]") == [5, 1]
+        page = open_tab(port, fragment="#label=3", ready=False).page
+        page.get_by_text("give a label from 0 to 2, not 3.").first.wait_for()
+    with running(dg.create_app(tiny_model())) as port:  # no classes here: nothing to choose
+        assert open_tab(port, fragment="#label=1").live.element("element.session.label") is None
 
 
 def test_another_server_has_other_models(open_tab):

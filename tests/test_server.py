@@ -291,7 +291,42 @@ def test_models_and_seeds(port):
     assert (status, headers["content-type"]) == (200, "image/webp")
     assert Image.open(io.BytesIO(body)).size == (64, 64)
     assert get(port, "/api/seeds/7.webp?size=64&psi=0.5")[2] == body
-    assert get(port, "/api/seeds/7.webp?model=classes&size=32")[0] == 200
+
+
+def test_seeds_of_a_class(port):
+    path = "/api/seeds/7.webp?model=classes&size=32"
+    status, _, first = get(port, path)
+    pictures = [get(port, f"{path}&label={label}") for label in range(3)]
+    assert [status, *(found[0] for found in pictures)] == [200] * 4
+    assert first == pictures[0][2]
+    assert len({picture for *_, picture in pictures}) == 3
+    drag = dg.DragSession(tiny_model("classes", c_dim=3), seed=7, label=2)
+    seen = np.asarray(Image.open(io.BytesIO(pictures[2][2])).convert("RGB")).astype(int)
+    assert np.abs(seen - drag.render()).mean() < 6  # WebP
+    for query, sentence in (
+        ("model=classes&label=3", "This model has classes: give a label from 0 to 2, not 3."),
+        ("model=tiny&label=0", "This model has no classes: give no label."),
+        ("model=classes&label=one", "label must be a whole number from 0 to 65536."),
+        ("model=classes&label=-1", "label must be a whole number from 0 to 65536."),
+        ("model=classes&label=", "label must be a whole number from 0 to 65536."),
+    ):
+        status, _, body = get(port, f"/api/seeds/7.webp?{query}")
+        assert (status, json.loads(body)["error"]) == (400, sentence)
+
+
+def test_a_picture_of_a_class(client):
+    session = client.create(seed=7, model="classes", label=2)
+    assert (session["seed"], session["label"]) == (7, 2)
+    for fields, sentence in (
+        ({"model": "classes", "label": 3}, "This model has classes: give a label from 0 to 2, not 3."),
+        ({"model": "classes"}, "This model has classes: give a label from 0 to 2, not None."),
+        ({"model": "tiny", "label": 0}, "This model has no classes: give no label."),
+        ({"model": "classes", "label": 1.5}, "create: label must be a whole number from 0 to 65536."),
+    ):
+        answer = client.ask("create", seed=8, **fields)["answer"]
+        assert (answer["type"], answer["message"]) == ("error", sentence)
+    assert client.ask("reset")["answer"]["type"] == "ok"
+    assert [m["seed"] for m in client.messages if m["type"] == "session"] == [7]  # nothing has changed
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,11 @@ function takeToken() {
   return given;
 }
 
+/** What the address asks for, as in #seed=5&label=2. @param {string} name @returns {string | null} */
+function wanted(name) {
+  return new URLSearchParams(location.hash.slice(1)).get(name);
+}
+
 /** @param {string} token */
 function authorise(token) {
   keepWord(TOKEN_KEY, token);
@@ -135,9 +140,10 @@ function wirePicture(settings) {
   const seed = byId("seed");
   const show = (/** @type {number} */ value, choice = of()) => canvas.create({ seed: value, ...choice });
   const of = () => ({ model: canvas.session?.model, label: canvas.session?.label });
-  const models = new ModelChoice(byId("model-choice"), canvas, (choice) => {
+  const choose = (/** @type {{model: string, label: number | null}} */ choice) => {
     void show(canvas.session?.seed ?? FIRST_SEED, choice);
-  });
+  };
+  const models = new ModelChoice(byId("model-choice"), canvas, choose, wanted("label") ?? "0");
   const seeds = new Seeds(byId("seeds"), canvas, show);
   const truncation = new SliderRow(TRUNCATION, (value) => {
     canvas.truncationPsi = value;
@@ -157,15 +163,16 @@ function wirePicture(settings) {
   };
   let loaded = "";
   canvas.addEventListener("session", (/** @type {any} */ event) => {
-    const { model, seed: present, width, height } = event.detail;
+    const { model, label, seed: present, width, height } = event.detail;
     truncation.value = canvas.truncationPsi;
     mark();
     seed.value = present ?? "";
     seeds.mark(present);
     canvas.style.setProperty("--aspect", `${width} / ${height}`);
     canvas.style.setProperty("--ratio", String(width / height));
-    if (loaded !== model) seeds.load();
-    loaded = model;
+    const of = `${label} ${model}`;
+    if (loaded !== of) seeds.load();
+    loaded = of;
   });
   return async () => {
     await models.load();
@@ -255,7 +262,7 @@ async function begin() {
   buildHelp(byId("help"));
   buildExportMenu(byId("export"), byId("export-menu"), canvas, (text) => notices.toast(text));
   if (matchMedia(NARROW).matches) for (const section of document.querySelectorAll("details")) section.open = false;
-  canvas.setAttribute("seed", new URLSearchParams(location.hash.slice(1)).get("seed") ?? String(FIRST_SEED));
+  canvas.setAttribute("seed", wanted("seed") ?? String(FIRST_SEED));
   canvas.setAttribute("token", takeToken());
   canvas.setAttribute("remember", "");
   canvas.setAttribute("src", ".");
