@@ -1,15 +1,18 @@
 """The page's modules one by one, in a browser: what needs no server but one of files."""
 
 import functools
+import random
 import struct
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from draggan_fast.bench.browser import find_chromium
 
 import draggan_fast
+from draggan_fast.live_strokes import paint
 from tests.page_tabs import NO_BROWSER
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]
@@ -232,3 +235,36 @@ def test_copies_are_few_and_the_newest_and_a_browser_that_keeps_none_is_no_error
         "refused": [None, None, None],
         "after": [4],
     }
+
+
+def test_a_brush_covers_the_pixels_that_the_server_paints(modules):
+    """Lines of any direction, dots, edges that go through the centres of pixels, and what lies beside the picture."""
+    rng = random.Random(5)
+    width, height = 40, 30
+    lines = [((10, 10), (10, 10), 3), ((10, 10), (20, 10), 2), ((8, 4), (8, 21), 4), ((3, 4), (11, 10), 5)]
+    lines += [((12.5, 12.5), (12.5, 12.5), 0.01), ((12.49, 3.2), (30.1, 3.2), 0.1), ((-9, -9), (-4, 60), 2)]
+    for _ in range(150):
+        ends = [(round(rng.uniform(-12, 52), 2), round(rng.uniform(-12, 42), 2)) for _ in range(2)]
+        lines.append(
+            (ends[0], ends[rng.randrange(2)], rng.choice([0.25, 0.5, 1, 2.5, 7, round(rng.uniform(0, 20), 2)]))
+        )
+    covered = modules.evaluate(
+        """([lines, size]) => import('/strokes.js').then(({ cover }) => lines.map(([from, to, radius]) => {
+            const found = [];
+            cover(from, to, radius, size, (y, begin, end) => found.push([y, begin, end]));
+            return found;
+        }))""",
+        [lines, {"width": width, "height": height}],
+    )
+    y, x = np.mgrid[:height, :width].astype(float)
+    for (start, end, radius), rows in zip(lines, covered, strict=True):
+        page, server = np.zeros((2, height, width), bool)
+        for row, first, last in rows:
+            page[row, first:last] = True
+        paint(server, [(start, end)], radius, value=True)
+        assert np.array_equal(page, server), (start, end, radius)
+        (ax, ay), (dx, dy) = start, np.subtract(end, start)
+        along = np.clip(((x - ax) * dx + (y - ay) * dy) / ((dx * dx + dy * dy) or 1), 0, 1)
+        distance = np.hypot(x - ax - along * dx, y - ay - along * dy)
+        assert np.array_equal(server, distance <= max(radius, 0.5**0.5) + 1e-6), (start, end, radius)
+    assert sum(map(len, covered)) > 1000

@@ -1,20 +1,26 @@
-/** The movable region as the page shows it: brush strokes are drawn here at once and sent when the brush is lifted. */
+/**
+ * The movable region as the page shows it: brush strokes are painted here at once and sent when the brush is lifted.
+ * The server paints the same pixels.
+ */
 
-const SIDE = 512; // pixels at least of the longer side: round edges on small pictures
+import { cover } from "./strokes.js";
+
+const SIDE = 512; // pixels at least of the longer side of what is shown: round edges on small pictures
 const MOST_POINTS = 4000; // of one stroke; the protocol allows 5000
 
 /** @typedef {import("./viewport.js").Point} Point */
 /** @typedef {{points: Point[], radius: number, movable: boolean}} Stroke  in pixels of the picture */
 
 export class Mask {
-  /** Opaque where the picture may change. */
+  /** Opaque where the picture may change: what is shown, its edges drawn round between the pixels. */
   canvas = document.createElement("canvas");
   /** Whether there is one at all; without, all of the picture may change. */
   present = false;
   #factor = 1;
   #size = { width: 1, height: 1 };
+  #pixels = new Uint8Array(1); // of the picture: 1 where it may change
   /** @type {Stroke | null} */ #stroke = null;
-  /** @type {{present: boolean, image: ImageData} | null} */ #before = null;
+  /** @type {{present: boolean, pixels: Uint8Array<ArrayBuffer>} | null} */ #before = null;
 
   constructor() {
     this.context = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d", { willReadFrequently: true }));
@@ -23,6 +29,7 @@ export class Mask {
   /** @param {number} width @param {number} height  of the picture; the mask is cleared */
   setSize(width, height) {
     this.#size = { width, height };
+    this.#pixels = new Uint8Array(width * height);
     this.#factor = Math.max(1, Math.ceil(SIDE / Math.max(width, height)));
     this.canvas.width = width * this.#factor;
     this.canvas.height = height * this.#factor;
@@ -30,6 +37,7 @@ export class Mask {
   }
 
   clear() {
+    this.#pixels.fill(0);
     this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.present = false;
     this.#stroke = this.#before = null;
@@ -41,8 +49,7 @@ export class Mask {
 
   /** Whether this point of the picture may move. @param {Point} at */
   movableAt([x, y]) {
-    const at = (/** @type {number} */ value) => Math.floor((value + 0.5) * this.#factor);
-    return !this.present || this.context.getImageData(at(x), at(y), 1, 1).data[3] >= 128;
+    return !this.present || this.#pixels[Math.round(y) * this.#size.width + Math.round(x)] === 1;
   }
 
   /**
@@ -51,16 +58,15 @@ export class Mask {
    * @param {boolean} movable
    */
   begin(at, radius, movable) {
-    const { canvas, context } = this;
-    this.#before = { present: this.present, image: context.getImageData(0, 0, canvas.width, canvas.height) };
+    this.#before = { present: this.present, pixels: this.#pixels.slice() };
     if (!this.present) {
-      context.globalCompositeOperation = "source-over";
-      if (movable) context.clearRect(0, 0, canvas.width, canvas.height);
-      else context.fillRect(0, 0, canvas.width, canvas.height);
+      this.#pixels.fill(movable ? 0 : 1);
+      this.#show();
     }
     this.present = true;
-    this.#stroke = { points: [at], radius, movable };
-    this.#draw([at, at]);
+    const first = rounded(at);
+    this.#stroke = { points: [first], radius: hundredths(radius), movable };
+    this.#paint(first, first);
   }
 
   /** @param {Point} at */
@@ -69,8 +75,9 @@ export class Mask {
     if (!stroke || stroke.points.length >= MOST_POINTS) return;
     const last = stroke.points[stroke.points.length - 1];
     if (Math.hypot(at[0] - last[0], at[1] - last[1]) < Math.max(stroke.radius / 8, 0.5)) return;
-    stroke.points.push(at);
-    this.#draw([last, at]);
+    const next = rounded(at);
+    stroke.points.push(next);
+    this.#paint(last, next);
   }
 
   /** The `mask` message of the stroke that ends. @returns {{strokes: Stroke[], base: string} | null} */
@@ -78,76 +85,117 @@ export class Mask {
     const stroke = this.#stroke;
     this.#stroke = null;
     if (!stroke || !this.#before) return null;
-    const round = (/** @type {number} */ value) => Math.round(value * 100) / 100;
-    const points = stroke.points.map(([x, y]) => /** @type {Point} */ ([round(x), round(y)]));
     const base = this.#before.present ? "present" : stroke.movable ? "fixed" : "movable";
-    return { strokes: [{ points, radius: round(stroke.radius), movable: stroke.movable }], base };
+    return { strokes: [stroke], base };
   }
 
   /** Takes the last stroke back: it was cancelled, or the server refused it. */
   revert() {
     this.#stroke = null;
     if (!this.#before) return;
-    this.context.putImageData(this.#before.image, 0, 0);
+    this.#pixels = this.#before.pixels;
     this.present = this.#before.present;
     this.#before = null;
+    this.#show();
   }
 
-  /** @param {string | null} png  base64; light may move */
+  /** @param {string | null} png  base64, of the picture's size; light may move */
   async load(png) {
     if (!png) return this.clear();
     const bytes = Uint8Array.from(atob(png), (character) => character.charCodeAt(0));
     const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
-    const { canvas, context } = this;
-    context.globalCompositeOperation = "copy";
-    context.imageSmoothingEnabled = false;
-    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    context.globalCompositeOperation = "source-over";
+    const context = this.#blank();
+    context.drawImage(bitmap, 0, 0);
     bitmap.close();
-    const image = context.getImageData(0, 0, canvas.width, canvas.height);
-    for (let offset = 0; offset < image.data.length; offset += 4) {
-      image.data[offset + 3] = image.data[offset] >= 128 ? 255 : 0;
-    }
-    context.putImageData(image, 0, 0);
+    const { data } = context.getImageData(0, 0, this.#size.width, this.#size.height);
+    this.#pixels = Uint8Array.from(this.#pixels, (_, index) => (data[4 * index] >= 128 ? 1 : 0));
     this.#stroke = this.#before = null;
     this.present = true;
+    this.#show();
     return undefined;
   }
 
   /** White where the picture may change, black elsewhere, of the picture's size. @returns {Promise<Blob>} */
   toPNG() {
-    const { width, height } = this.#size;
-    const canvas = document.createElement("canvas");
-    canvas.width = width;
-    canvas.height = height;
-    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-    context.drawImage(this.canvas, 0, 0, width, height);
-    const image = context.getImageData(0, 0, width, height);
-    for (let offset = 0; offset < image.data.length; offset += 4) {
-      const value = !this.present || image.data[offset + 3] >= 128 ? 255 : 0;
-      image.data.set([value, value, value, 255], offset);
-    }
+    const context = this.#blank();
+    const image = context.createImageData(this.#size.width, this.#size.height);
+    this.#pixels.forEach((movable, index) => {
+      const value = !this.present || movable ? 255 : 0;
+      image.data.set([value, value, value, 255], 4 * index);
+    });
     context.putImageData(image, 0, 0);
     return new Promise((resolve, reject) => {
-      canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The mask could not be encoded."))));
+      context.canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The mask could not be encoded."))));
     });
   }
 
-  /** @param {[Point, Point]} line */
-  #draw([from, to]) {
-    const { context } = this;
-    const stroke = /** @type {Stroke} */ (this.#stroke);
-    const at = (/** @type {number} */ value) => (value + 0.5) * this.#factor;
-    context.globalCompositeOperation = stroke.movable ? "source-over" : "destination-out";
-    context.lineCap = "round";
-    context.lineWidth = 2 * stroke.radius * this.#factor;
-    context.beginPath();
-    context.moveTo(at(from[0]), at(from[1]));
-    context.lineTo(at(to[0]), at(to[1]));
-    context.stroke();
-    context.beginPath(); // a line to where it began draws nothing
-    context.arc(at(to[0]), at(to[1]), stroke.radius * this.#factor, 0, 2 * Math.PI);
-    context.fill();
-    context.globalCompositeOperation = "source-over";
+  /** A context of the picture's size. */
+  #blank() {
+    const canvas = document.createElement("canvas");
+    Object.assign(canvas, this.#size);
+    return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   }
+
+  /** @param {Point} from @param {Point} to */
+  #paint(from, to) {
+    const { radius, movable } = /** @type {Stroke} */ (this.#stroke);
+    const { width, height } = this.#size;
+    const box = { left: width, top: height, right: 0, bottom: 0 };
+    cover(from, to, radius, this.#size, (y, begin, end) => {
+      this.#pixels.fill(movable ? 1 : 0, y * width + begin, y * width + end);
+      box.left = Math.min(box.left, begin);
+      box.right = Math.max(box.right, end);
+      box.top = Math.min(box.top, y);
+      box.bottom = Math.max(box.bottom, y + 1);
+    });
+    if (box.right > box.left) this.#show(box);
+  }
+
+  /**
+   * Draws these pixels: the canvas is opaque where, between the centres of four pixels, more of them may move than not.
+   * @param {{left: number, top: number, right: number, bottom: number}} [box]  in pixels of the picture, else all
+   */
+  #show(box) {
+    const { width, height } = this.#size;
+    const factor = this.#factor;
+    // A pixel is seen as far as the centres of those beside it.
+    const [left, right] = box ? [Math.max(box.left - 1, 0), Math.min(box.right + 1, width)] : [0, width];
+    const [top, bottom] = box ? [Math.max(box.top - 1, 0), Math.min(box.bottom + 1, height)] : [0, height];
+    const image = this.context.createImageData((right - left) * factor, (bottom - top) * factor);
+    const columns = weights(left, right, factor, width);
+    let at = 3; // alpha
+    for (const [y0, y1, low] of weights(top, bottom, factor, height)) {
+      const [above, below] = [y0 * width, y1 * width];
+      for (const [x0, x1, near] of columns) {
+        const one = this.#pixels[above + x0] * (1 - near) + this.#pixels[above + x1] * near;
+        const other = this.#pixels[below + x0] * (1 - near) + this.#pixels[below + x1] * near;
+        if (one * (1 - low) + other * low >= 0.5) image.data[at] = 255;
+        at += 4;
+      }
+    }
+    this.context.putImageData(image, left * factor, top * factor);
+  }
+}
+
+/**
+ * For each fine pixel of a range: the two pixels that it lies between, and how near it is to the second one.
+ * @param {number} from @param {number} to @param {number} factor @param {number} size
+ * @returns {[number, number, number][]}
+ */
+function weights(from, to, factor, size) {
+  return Array.from({ length: (to - from) * factor }, (_, index) => {
+    const at = from + (index + 0.5) / factor - 0.5;
+    const first = Math.floor(at);
+    return [Math.max(first, 0), Math.min(first + 1, size - 1), at - first];
+  });
+}
+
+/** As it is sent: finer than any pointer. @param {number} value */
+function hundredths(value) {
+  return Math.round(value * 100) / 100;
+}
+
+/** @param {Point} point @returns {Point} */
+function rounded([x, y]) {
+  return [hundredths(x), hundredths(y)];
 }
