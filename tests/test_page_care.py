@@ -323,6 +323,56 @@ def test_the_mask_can_be_painted_with_the_keyboard(open_tab):
         assert dialog.count() == 0
 
 
+def test_the_view_can_be_moved_with_the_keyboard(open_tab):
+    middle = "element.viewport.toPicture([element.clientWidth / 2, element.clientHeight / 2])"
+    unheeded = """(window.heeded = [], window.addEventListener("keydown",
+        (event) => event.key.startsWith("Arrow") && window.heeded.push(event.defaultPrevented)), true)"""
+    with running(dg.create_app(tiny_model(resolution=64))) as port:
+        live = open_tab(port).live
+        press = live.page.keyboard.press
+        told = "element.shadowRoot.querySelector('[aria-live]').textContent"
+        live.element("element.setPoints([[10, 10]], [[20, 12]])")
+        live.until("element.status.handles.length === 1")
+        live.page.locator("drag-canvas").evaluate("(element) => element.focus({ focusVisible: true })")
+        press("Tab")
+        live.element(unheeded)
+        press("Control+ArrowRight")  # all of the picture is seen: nothing to move
+        assert live.page.evaluate("() => window.heeded") == [False]
+        whole = live.element(middle)
+        for _ in range(4):
+            press("+")
+        zoom = live.element("element.viewport.zoom")
+        assert zoom > 2
+        press("Control+ArrowRight")
+        x, y = live.element(middle)
+        assert (x - whole[0], y - whole[1]) == (pytest.approx(64 / zoom / 8, abs=0.01), pytest.approx(0, abs=0.01))
+        assert live.element(told) == f"The middle of the view is at {round(x)}, {round(y)}."
+        press("Control+ArrowUp")
+        assert live.element(middle) == [pytest.approx(x, abs=0.01), pytest.approx(y - 64 / zoom / 8, abs=0.01)]
+        for _ in range(3):
+            press("Control+Shift+ArrowLeft")
+        assert live.element("element.viewport.rectangle.left") == pytest.approx(
+            0, abs=0.01
+        )  # as far as there is a picture
+        assert live.page.evaluate("() => window.heeded.slice(1)") == [True] * 5
+        assert live.element("[element.points.handles, element.points.targets]") == [[[10, 10]], [[20, 12]]]
+        choose_mode(live, "Mask")
+        live.page.locator("drag-canvas").evaluate("(element) => element.focus({ focusVisible: true })")
+        press("ArrowRight")
+        brush = live.element(told)
+        assert brush.startswith("Brush at 33, 32")
+        before = live.element(middle)
+        press("Control+ArrowDown")
+        assert live.element(middle)[1] > before[1] + 1
+        press("0")
+        press("ArrowRight")
+        assert live.element(told).startswith("Brush at 34, 32")
+        press("?")
+        helped = live.page.get_by_role("dialog").inner_text()
+        assert "Ctrl arrow keys" in helped
+        assert "Move the view" in helped
+
+
 # How opaque a canvas is at the centres of the pixels of a square picture that it shows.
 AT_CENTRES = """(canvas, size) => {
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.width);
@@ -332,8 +382,9 @@ AT_CENTRES = """(canvas, size) => {
 }"""
 
 
-def test_the_mask_that_the_server_holds_is_what_the_page_draws(open_tab, size=64):
+def test_the_mask_that_the_server_holds_is_what_the_page_draws(open_tab):
     """A stroke and a dot of several brushes, painted and erased: the same pixels, and they are what is seen."""
+    size = 64
     app = dg.create_app(tiny_model(resolution=size))
     with running(app) as port:
         live = open_tab(port).live

@@ -107,7 +107,7 @@ export class DragCanvas extends HTMLElement {
   attributeChangedCallback(name, old, value) {
     if (old === value) return;
     if (name === "src") this.#copy.forget(); // another server's picture
-    if (!this.connection) return; // subtle: of an element that is upgraded in its page this comes before connectedCallback
+    if (!this.connection) return; // subtle: when an element in a page is upgraded, this comes before connectedCallback
     if (name === "mode") this.#modeChanged();
     else if (name === "src" || name === "token") this.reconnect();
     else if (value !== null && this.connection?.isOpen) void this.create();
@@ -303,6 +303,12 @@ export class DragCanvas extends HTMLElement {
   /** About the middle of the element. @param {number} factor */
   zoomBy(factor) {
     this.viewport.zoomAt([this.clientWidth / 2, this.clientHeight / 2], factor);
+    this.#viewed();
+  }
+
+  /** @param {number} dx @param {number} dy  CSS pixels that the picture moves, as far as there is more of it */
+  panBy(dx, dy) {
+    this.viewport.panBy(dx, dy);
     this.#viewed();
   }
 

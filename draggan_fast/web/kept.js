@@ -72,7 +72,7 @@ function fresh(kept) {
   return kept !== undefined && Date.now() - kept.at < MOST_MS;
 }
 
-/** What is asked for one after the other happens in that order. @type {Promise<unknown>} */ let last = Promise.resolve();
+/** Things happen in the order in which they are asked for. @type {Promise<unknown>} */ let last = Promise.resolve();
 
 /**
  * @param {IDBTransactionMode} mode
