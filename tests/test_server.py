@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from websockets.exceptions import ConnectionClosed
@@ -19,7 +21,7 @@ import draggan_fast as dg
 from draggan_fast import media, protocol
 from draggan_fast.live_hub import LiveHub
 from draggan_fast.protocol import Limits
-from tests.live_client import Client, get, running
+from tests.live_client import Client, get, running, wait_until_ready
 from tests.live_models import tiny_model
 from tests.test_live_fuzz import messages
 
@@ -472,6 +474,40 @@ def test_mounted_with_a_lifespan_around():
         worker = live.live._worker
         assert worker.alive
     assert not worker.alive
+
+
+def test_mounted_with_a_lifespan_around_it_ends_in_the_middle_of_a_drag():
+    """With the owner's middleware around it, which sees every answer."""
+    live = dg.create_app(tiny_model())
+
+    async def marked(request, call_next):
+        response = await call_next(request)
+        response.headers["x-ours"] = "yes"
+        return response
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        async with live.live:
+            yield
+
+    app = Starlette(
+        routes=[Mount("/drag", live)], lifespan=lifespan, middleware=[Middleware(BaseHTTPMiddleware, dispatch=marked)]
+    )
+    with contextlib.ExitStack() as stack:
+        block = contextlib.ExitStack()
+        port = block.enter_context(running(app))
+        wait_until_ready(port, "/drag")  # without a viewer
+        assert get(port, "/drag", Host=f"localhost:{port}")[1]["location"] == f"http://localhost:{port}/drag/"
+        status, headers, _ = get(port, "/drag/static/page.js")
+        assert (status, headers["x-ours"], headers["x-content-type-options"]) == (200, "yes", "nosniff")
+        client = stack.enter_context(Client(port, path="/drag/ws"))
+        client.create()
+        drag_for_ever(client)
+        client.frame(lambda frame: frame.step > 3)
+        worker = live.live._worker
+        block.close()
+        assert not worker.alive
+        assert client.closed() in (1001, 1012)
 
 
 def test_mounted_and_forgotten_it_starts_with_the_first_viewer():
