@@ -11,6 +11,8 @@ from draggan_fast.bench.browser import LivePage
 from draggan_fast.bench.landmarks import load_detector
 from PIL import Image
 
+from draggan_fast import session_file
+
 NO_BROWSER = "NO BROWSER: the page is not tested: install Debian's chromium, or name one in DRAGGAN_FAST_BROWSER."
 EAR = (44.0, 32.0)  # on the ear at the left of seed 29
 # What Chromium itself writes to the console about a server that it cannot reach.
@@ -113,6 +115,12 @@ def veil(live, point):
 def mask_of(live):
     data = live.element("element.mask.toPNG().then((blob) => blob.arrayBuffer()).then((b) => [...new Uint8Array(b)])")
     return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("L")) > 127
+
+
+def steps_in_copy(live):
+    """How many steps are in the copy that the page keeps; None without one."""
+    copied = live.element("element.copy?.arrayBuffer().then((buffer) => [...new Uint8Array(buffer)]) ?? null")
+    return len(session_file.read_document(bytes(copied), "the copy")[0]["trajectory"]) if copied else None
 
 
 def wait_until(condition, seconds=10.0):

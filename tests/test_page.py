@@ -23,6 +23,7 @@ from tests.page_tabs import (
     landmark,
     mask_of,
     pixels,
+    steps_in_copy,
     veil,
     wait_until,
     wait_until_it_looks_like,
@@ -411,7 +412,7 @@ def test_token_place_limit_and_a_server_that_dies(open_tab):
 
         drag(live)
         here, step = live.picture(), live.element("element.status.step")
-        page.wait_for_timeout(2000)  # the copy is fetched at rest
+        wait_until(lambda: steps_in_copy(live) == step)
         server.kill()
         page.get_by_text("Reconnecting").wait_for()
         page.get_by_text("The server is gone").wait_for()

@@ -14,7 +14,7 @@ import draggan_fast as dg
 from draggan_fast import session_file
 from tests.live_client import Client, running
 from tests.live_models import tiny_model
-from tests.page_tabs import NO_BROWSER, choose_mode, mask_of, wait_until
+from tests.page_tabs import NO_BROWSER, choose_mode, mask_of, steps_in_copy, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]
 if find_chromium() is None:
@@ -42,12 +42,6 @@ def open_tab(open_tab):
     return lambda port, before="", **options: open_tab(
         f"http://127.0.0.1:{port}/", before=HURRY + before, loses_server=True, **options
     )
-
-
-def steps_in_copy(live):
-    """How many steps are in the copy that the page keeps; None without one."""
-    copied = live.element("element.copy?.arrayBuffer().then((buffer) => [...new Uint8Array(buffer)]) ?? null")
-    return len(session_file.read_document(bytes(copied), "the copy")[0]["trajectory"]) if copied else None
 
 
 @contextlib.contextmanager

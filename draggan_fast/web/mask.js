@@ -5,7 +5,7 @@
 
 import { cover } from "./strokes.js";
 
-const SIDE = 512; // pixels at least of the longer side of what is shown: round edges on small pictures
+const SIDE = 512; // pixels of the longer side of what is shown, about, or as many as the picture has: round edges on small pictures
 const MOST_POINTS = 4000; // of one stroke; the protocol allows 5000
 
 /** @typedef {import("./viewport.js").Point} Point */
@@ -30,7 +30,8 @@ export class Mask {
   setSize(width, height) {
     this.#size = { width, height };
     this.#pixels = new Uint8Array(width * height);
-    this.#factor = Math.max(1, Math.ceil(SIDE / Math.max(width, height)));
+    // subtle: odd, so that the centre of a pixel is that of a fine one, which shows just what the pixel is
+    this.#factor = 2 * Math.floor(SIDE / Math.max(width, height) / 2) + 1;
     this.canvas.width = width * this.#factor;
     this.canvas.height = height * this.#factor;
     this.present = false;
@@ -152,42 +153,68 @@ export class Mask {
   }
 
   /**
-   * Draws these pixels: the canvas is opaque where, between the centres of four pixels, more of them may move than not.
+   * Draws these pixels, opaque where more may move than not of what lies around, weighted by quadratic splines: the
+   * staircase between pixels becomes round, and yet each is seen at its centre as it is, also one alone.
    * @param {{left: number, top: number, right: number, bottom: number}} [box]  in pixels of the picture, else all
    */
   #show(box) {
     const { width, height } = this.#size;
     const factor = this.#factor;
-    // A pixel is seen as far as the centres of those beside it.
+    // A pixel has weight as far as the far edges of those beside it.
     const [left, right] = box ? [Math.max(box.left - 1, 0), Math.min(box.right + 1, width)] : [0, width];
     const [top, bottom] = box ? [Math.max(box.top - 1, 0), Math.min(box.bottom + 1, height)] : [0, height];
     const image = this.context.createImageData((right - left) * factor, (bottom - top) * factor);
-    const columns = weights(left, right, factor, width);
-    let at = 3; // alpha
-    for (const [y0, y1, low] of weights(top, bottom, factor, height)) {
-      const [above, below] = [y0 * width, y1 * width];
-      for (const [x0, x1, near] of columns) {
-        const one = this.#pixels[above + x0] * (1 - near) + this.#pixels[above + x1] * near;
-        const other = this.#pixels[below + x0] * (1 - near) + this.#pixels[below + x1] * near;
-        if (one * (1 - low) + other * low >= 0.5) image.data[at] = 255;
-        at += 4;
+    const fine = weights(factor);
+    const around = new Uint8Array(9);
+    for (let y = top; y < bottom; y += 1) {
+      for (let x = left; x < right; x += 1) {
+        const movable = this.#lookAround(x, y, around);
+        if (movable === 0) continue;
+        let at = 4 * ((y - top) * factor * image.width + (x - left) * factor) + 3; // alpha
+        for (const high of fine) {
+          fine.forEach((wide, index) => {
+            // Of edges only: the sum is the same everywhere inside.
+            if (movable === 9 || share(around, high, wide) >= 0.5) image.data[at + 4 * index] = 255;
+          });
+          at += 4 * image.width;
+        }
       }
     }
     this.context.putImageData(image, left * factor, top * factor);
   }
+
+  /**
+   * @param {number} x @param {number} y
+   * @param {Uint8Array} around  takes this pixel and those beside it, row by row; the picture's edge goes on outside
+   * @returns {number} how many of them may move
+   */
+  #lookAround(x, y, around) {
+    const { width, height } = this.#size;
+    let movable = 0;
+    for (let place = 0; place < 9; place += 1) {
+      const row = Math.min(Math.max(y + Math.floor(place / 3) - 1, 0), height - 1);
+      const column = Math.min(Math.max(x + (place % 3) - 1, 0), width - 1);
+      movable += around[place] = this.#pixels[row * width + column];
+    }
+    return movable;
+  }
 }
 
-/**
- * For each fine pixel of a range: the two pixels that it lies between, and how near it is to the second one.
- * @param {number} from @param {number} to @param {number} factor @param {number} size
- * @returns {[number, number, number][]}
- */
-function weights(from, to, factor, size) {
-  return Array.from({ length: (to - from) * factor }, (_, index) => {
-    const at = from + (index + 0.5) / factor - 0.5;
-    const first = Math.floor(at);
-    return [Math.max(first, 0), Math.min(first + 1, size - 1), at - first];
+/** @typedef {[number, number, number]} Weights  of the pixel before, this one, the next */
+
+/** For each of the fine pixels of a pixel, along one side. @param {number} factor @returns {Weights[]} */
+function weights(factor) {
+  return Array.from({ length: factor }, (_, index) => {
+    const off = (index + 0.5) / factor - 0.5; // of the pixel's centre
+    return [(0.5 - off) ** 2 / 2, 0.75 - off * off, (0.5 + off) ** 2 / 2];
   });
+}
+
+/** How much of the surroundings may move. @param {Uint8Array} around @param {Weights} high @param {Weights} wide */
+function share(around, high, wide) {
+  let sum = 0;
+  for (let place = 0; place < 9; place += 1) sum += around[place] * high[Math.floor(place / 3)] * wide[place % 3];
+  return sum;
 }
 
 /** As it is sent: finer than any pointer. @param {number} value */
