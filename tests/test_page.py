@@ -413,13 +413,14 @@ def test_token_place_limit_and_a_server_that_dies(open_tab):
         drag(live)
         here, step = live.picture(), live.element("element.status.step")
         wait_until(lambda: steps_in_copy(live) == step)
+        live.element("element.addEventListener('restored', () => (window.restored = true))")  # toasts pass
         server.kill()
         page.get_by_text("Reconnecting").wait_for()
         page.get_by_text("The server is gone").wait_for()
         assert page.locator("drag-canvas canvas.shown").is_visible()
         server.start()
         page.get_by_role("button", name="Try now").evaluate_all("([button]) => button?.click()")  # it may try by itself
-        page.locator("#toast", has_text="It is back").wait_for()
+        live.until("window.restored")
         live.until(f"element.connection.isOpen && element.status.step === {step} && !element.status.undo")
         wait_until_it_looks_like(live, here)
         drag(live, (64.0, 74.0), (68.0, 74.0))

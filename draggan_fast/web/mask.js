@@ -5,7 +5,7 @@
 
 import { cover } from "./strokes.js";
 
-const SIDE = 512; // pixels of the longer side of what is shown, about, or as many as the picture has: round edges on small pictures
+const SIDE = 512; // pixels of the longer side of what is shown, about, if the picture has no more: round edges
 const MOST_POINTS = 4000; // of one stroke; the protocol allows 5000
 
 /** @typedef {import("./viewport.js").Point} Point */
