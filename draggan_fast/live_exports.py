@@ -21,6 +21,7 @@ from .errors import DragError
 from .live_hub import LiveHub
 from .live_session import LiveSession, out_of_memory
 from .live_worker import Busy
+from .protocol import MAX_LABEL
 from .session import DragSession
 
 logger = logging.getLogger("draggan_fast.live")
@@ -38,13 +39,13 @@ class Exports:
         self.hub = hub
         self._one_animation = asyncio.Semaphore(1)
         self._animations = 0  # being made or waiting for it
-        self._seeds: OrderedDict[tuple[str, int, float, int], bytes] = OrderedDict()
+        self._seeds: OrderedDict[tuple[str, int, float, int, int | None], bytes] = OrderedDict()
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"models": self.hub.models.describe()})
 
     async def seed(self, request: Request) -> Response:
-        """A small picture of a seed."""
+        """A small picture of a seed; of a class, where the model has any: the first one if none is asked for."""
         query = request.query_params
         seed = whole(request.path_params["seed"], "seed", 0, 2**32 - 1)
         size = whole(query.get("size", "128"), "size", *SIZES)
@@ -53,10 +54,12 @@ class Exports:
         except ValueError:
             raise HTTPException(400, "psi must be a number.") from None
         model = self.hub.models.get(query.get("model"))
-        key = (model.name, seed, psi, size)
+        asked = query.get("label")
+        by_default = 0 if model.config.c_dim else None
+        label = by_default if asked is None else whole(asked, "label", 0, MAX_LABEL)
+        key = (model.name, seed, psi, size, label)
         data = self._seeds.get(key)
         if data is None:
-            label = 0 if model.config.c_dim else None
 
             def draw() -> np.ndarray:
                 drag = self.hub.models.from_seed(model, seed, psi, label)

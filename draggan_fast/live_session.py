@@ -17,6 +17,7 @@ from . import live_pictures, protocol
 from .errors import DragError
 from .live_models import ServedModels
 from .live_screen import Screen
+from .live_strokes import stroke_mask
 from .live_timeline import Timeline, held_bytes
 from .live_viewer import Viewer
 from .metrics import Metrics
@@ -306,7 +307,7 @@ class LiveSession:
                 self._moved(before)
                 self.screen.scrubbed = True
             case protocol.Mask():
-                drag.set_mask(live_pictures.stroke_mask(message, drag.movable_mask, drag.image_size))
+                drag.set_mask(stroke_mask(message, drag.movable_mask, drag.image_size))
                 self._masked()
             case protocol.Upload():
                 drag.set_mask(live_pictures.png_mask(message.data, drag.image_size))

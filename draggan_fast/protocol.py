@@ -22,6 +22,7 @@ MAX_POINTS = 2**16 - 1  # in a frame's header
 MAX_STROKES, MAX_STROKE_POINTS = 200, 5000
 UPLOAD_MASK, UPLOAD_SESSION = 1, 2
 MAX_FOLLOW = 2**16 - 1
+MAX_LABEL = 2**16  # far above any network's; which classes a model has is the session's to judge
 UPLOAD_COST = 20  # an upload counts as so many messages, each further piece as one
 FORMATS = {"webp": 1, "jpeg": 2, "raw": 3}
 FLAG_PREVIEW, FLAG_DONE, FLAG_RUNNING, FLAG_TIMELINE = 1, 2, 4, 8
@@ -204,7 +205,7 @@ class Create(Message):
     seed: int = wire(whole(0, 2**32 - 1))
     truncation_psi: float = wire(number, 0.7)
     model: str | None = wire(text(200), None)
-    label: int | None = wire(whole(0, 1 << 16), None)
+    label: int | None = wire(whole(0, MAX_LABEL), None)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,11 @@
-"""Shared fixtures: the golden folder and two real networks."""
+"""Shared fixtures: the golden folder, two real networks, a live server with a client, a browser with tabs.
+
+What serves and drives pages is imported by who asks for it: its packages are extras.
+"""
 
 import os
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -49,3 +54,54 @@ def vector_level():
     before = _C.build_info()["level"]
     yield _C.set_level
     _C.set_level(before)
+
+
+@pytest.fixture(scope="module")
+def port():
+    """A server of tiny models, one of them with classes, for tests that leave nothing behind."""
+    from tests.live_client import running, wait_until_ready
+    from tests.live_models import tiny_model
+
+    with running(dg.create_app([tiny_model(), tiny_model("classes", c_dim=3)], max_sessions=40)) as port:
+        wait_until_ready(port)
+        yield port
+
+
+@pytest.fixture
+def client(port):
+    """A viewer of that server, who closes the picture at the end."""
+    from tests.live_client import Client
+
+    with Client(port) as client:
+        yield client
+        client.say("close")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """subtle: not for longer than a module, while it runs asyncio has its loop in this thread."""
+    from draggan_fast.bench.browser import browser
+
+    with browser() as launched:
+        yield launched
+
+
+@pytest.fixture
+def open_tab(chromium):
+    """Opens tabs on pages; at the end they are closed, and what they saw is judged."""
+    from tests.page_tabs import tabs
+
+    with tabs(chromium) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def guest():
+    """Somebody else's site: its ``html`` is the page at its ``url``."""
+    from tests.page_tabs import Guest
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guest) as server:
+        server.url, server.html = f"http://127.0.0.1:{server.server_port}/", b""
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()

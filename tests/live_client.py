@@ -68,12 +68,12 @@ def get(port, path, method="GET", **headers):
         connection.close()
 
 
-def wait_until_ready(port):
+def wait_until_ready(port, prefix=""):
     """Until the models are prepared."""
     deadline = time.monotonic() + 2 * PATIENCE
     while True:
         with contextlib.suppress(ConnectionError):
-            if get(port, "/healthz")[0] == 200:
+            if get(port, f"{prefix}/healthz")[0] == 200:
                 return
         assert time.monotonic() < deadline, "the server did not become ready"
         time.sleep(0.02)

@@ -1,5 +1,6 @@
 """What the tests of the page share: tabs that are watched, somebody else's page, what is seen on the picture."""
 
+import contextlib
 import io
 import re
 import time
@@ -9,6 +10,8 @@ import numpy as np
 from draggan_fast.bench.browser import LivePage
 from draggan_fast.bench.landmarks import load_detector
 from PIL import Image
+
+from draggan_fast import session_file
 
 NO_BROWSER = "NO BROWSER: the page is not tested: install Debian's chromium, or name one in DRAGGAN_FAST_BROWSER."
 EAR = (44.0, 32.0)  # on the ear at the left of seed 29
@@ -42,6 +45,27 @@ class Tab:
         unexpected = [text for text in self.errors if not (self.loses_server and UNREACHABLE.search(text))]
         assert unexpected == [], unexpected
         assert self.foreign == [], self.foreign
+
+
+@contextlib.contextmanager
+def tabs(chromium):
+    """What opens tabs on a page of this address, by default until its picture is shown; all are closed at the end."""
+    opened = []
+
+    def open_tab(url, *, ready=True, fragment="", before="", loses_server=False, **options):
+        tab = Tab(chromium, url, **options)
+        opened.append(tab)
+        tab.loses_server = loses_server
+        tab.context.add_init_script(before)
+        if ready:
+            tab.live.open(fragment)
+        else:
+            tab.page.goto(tab.live.url + fragment)
+        return tab
+
+    yield open_tab
+    for tab in opened:
+        tab.close()
 
 
 class Guest(BaseHTTPRequestHandler):
@@ -91,6 +115,12 @@ def veil(live, point):
 def mask_of(live):
     data = live.element("element.mask.toPNG().then((blob) => blob.arrayBuffer()).then((b) => [...new Uint8Array(b)])")
     return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("L")) > 127
+
+
+def steps_in_copy(live):
+    """How many steps are in the copy that the page keeps; None without one."""
+    copied = live.element("element.copy?.arrayBuffer().then((buffer) => [...new Uint8Array(buffer)]) ?? null")
+    return len(session_file.read_document(bytes(copied), "the copy")[0]["trajectory"]) if copied else None
 
 
 def wait_until(condition, seconds=10.0):

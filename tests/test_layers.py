@@ -42,14 +42,17 @@ ALLOWED = {
     "graphs": {"config", "engine", "static_step"},
     "inputs": set(),
     "latent_file": set(),
-    "live_exports": {"command_common", "live_hub", "live_pictures", "live_session", "live_worker", "media", "session"},
+    "live_exports": {
+        "command_common", "live_hub", "live_pictures", "live_session", "live_worker", "media", "protocol", "session",
+    },
     "live_hub": {"live_models", "live_session", "live_viewer", "live_worker", "loading", "metrics", "protocol"},
     "live_models": {"config", "engine", "loading", "protocol", "session", "session_file", "session_state"},
-    "live_pictures": {"live_models", "media", "protocol", "session"},
+    "live_pictures": {"live_models", "media", "session"},
     "live_screen": {"live_pictures", "live_stats", "live_viewer", "metrics", "protocol", "session"},
     "live_security": set(),
     "live_session": {
-        "live_models", "live_pictures", "live_screen", "live_timeline", "live_viewer", "metrics", "protocol", "session",
+        "live_models", "live_pictures", "live_screen", "live_strokes", "live_timeline", "live_viewer", "metrics",
+        "protocol", "session",
         "session_state",
     },
     "live_socket": {
@@ -57,6 +60,7 @@ ALLOWED = {
     },
     "live_stats": {"live_viewer", "metrics"},
     "live_timeline": {"session_state"},
+    "live_strokes": {"protocol"},
     "live_upload": {"protocol"},
     "live_viewer": {"protocol"},
     "live_worker": set(),

@@ -3,9 +3,9 @@
 import pytest
 
 import draggan_fast as dg
-from draggan_fast import live_hub, live_models, live_pictures, protocol
-from draggan_fast.live_pictures import stroke_mask
+from draggan_fast import live_hub, live_models, protocol
 from draggan_fast.live_socket import Allowance
+from draggan_fast.live_strokes import segments, stroke_mask
 from draggan_fast.live_viewer import Viewer
 from draggan_fast.live_worker import Busy
 from tests.live_models import tiny_model
@@ -15,7 +15,7 @@ from tests.live_talk import Loop, Talk, make_hub
 def test_lines_are_drawn_only_where_they_can_be_seen():
     """A line to the horizon costs what is seen of it: points may lie anywhere."""
     stroke = protocol.Stroke(tuple((float(x), 20.0) for x in (-99999, 99999, -99999)), 2.0, True)
-    for (x0, y0), (x1, y1) in live_pictures.segments(stroke, (64, 64)):
+    for (x0, y0), (x1, y1) in segments(stroke, (64, 64)):
         assert sorted((x0, x1)) == pytest.approx([-3, 67], abs=1e-6)
         assert y0 == y1 == 20
     mask = stroke_mask(protocol.Mask(strokes=(stroke,), base="fixed"), None, (64, 64))
@@ -23,7 +23,7 @@ def test_lines_are_drawn_only_where_they_can_be_seen():
     assert not mask[:17].any()
     assert not mask[24:].any()
     beside = protocol.Stroke(((-50.0, -9.0), (50.0, -9.0), (-9.0, 50.0)), 0.4, True)
-    assert len(live_pictures.segments(beside, (64, 64))) == 1
+    assert len(segments(beside, (64, 64))) == 1
 
 
 def test_who_has_been_replaced_cannot_close_the_picture():

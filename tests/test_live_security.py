@@ -10,21 +10,8 @@ from websockets.exceptions import InvalidStatus
 import draggan_fast as dg
 from draggan_fast import protocol
 from draggan_fast.metrics import process_megabytes
-from tests.live_client import Client, get, running, wait_until_ready
+from tests.live_client import Client, get, running
 from tests.live_models import tiny_model
-
-
-@pytest.fixture(scope="module")
-def port():
-    with running(dg.create_app(tiny_model())) as port:
-        yield port
-
-
-@pytest.fixture
-def client(port):
-    with Client(port) as client:
-        yield client
-        client.say("close")
 
 
 def status_of(port, path="/ws", **headers):
@@ -73,7 +60,6 @@ def push(connection, total):
 
 def test_who_has_not_said_hello_cannot_fill_the_memory(port):
     """Forty sockets push four megabytes each of messages that never end, and stay."""
-    wait_until_ready(port)  # what packing the weights takes is not theirs
     before = process_megabytes()
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(port, hello=False)) for _ in range(40)]

@@ -12,7 +12,7 @@ from PIL import Image
 
 import draggan_fast as dg
 from draggan_fast import live_session, live_timeline, protocol
-from draggan_fast.live_pictures import stroke_mask
+from draggan_fast.live_strokes import stroke_mask
 from draggan_fast.live_timeline import Timeline
 from tests.live_models import tiny_model
 from tests.live_talk import POINTS, Talk, make_hub
@@ -228,9 +228,7 @@ def test_strokes_are_capsules(base):
     hole = np.hypot(x - 50, y - 40)
     ground = {"fixed": np.zeros((64, 64), bool), "movable": np.ones((64, 64), bool), "present": present}[base]
     expected = np.where(hole <= 4, False, ground | (distance <= 7))
-    clear = (np.abs(distance - 7) > 1.2) & (np.abs(hole - 4) > 1.2)
-    assert (mask == expected)[clear].all()
-    assert clear.mean() > 0.8
+    assert np.array_equal(mask, expected)
 
 
 def test_uploads(talk):

@@ -2,14 +2,13 @@
 
 import re
 import threading
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import uvicorn
-from draggan_fast.bench.browser import LiveServer, browser, find_chromium
+from draggan_fast.bench.browser import LiveServer, find_chromium
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -18,14 +17,13 @@ from draggan_fast import create_app, load
 from tests.page_tabs import (
     EAR,
     NO_BROWSER,
-    Guest,
-    Tab,
     choose_mode,
     difference,
     drag,
     landmark,
     mask_of,
     pixels,
+    steps_in_copy,
     veil,
     wait_until,
     wait_until_it_looks_like,
@@ -42,21 +40,6 @@ TOKEN = "a-token-for-the-tests-of-the-page"
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    with browser() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def guest():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Guest) as server:
-        server.url, server.html = f"http://127.0.0.1:{server.server_port}/", b""
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
 def server(guest):
     # A closed tab keeps its picture for a while: as many places as there are tests.
     with LiveServer(("--threads", "1", "--max-sessions", "64", "--allow-origin", guest.url.rstrip("/"))) as started:
@@ -64,22 +47,8 @@ def server(guest):
 
 
 @pytest.fixture
-def open_tab(chromium, server):
-    tabs = []
-
-    def opened(url=None, *, ready=True, fragment="", before="", **options):
-        tab = Tab(chromium, url or server.url, **options)
-        tabs.append(tab)
-        tab.context.add_init_script(before)
-        if ready:
-            tab.live.open(fragment)
-        else:
-            tab.page.goto(tab.live.url + fragment)
-        return tab
-
-    yield opened
-    for tab in tabs:
-        tab.close()
+def open_tab(open_tab, server):
+    return lambda url=None, **options: open_tab(url or server.url, **options)
 
 
 @pytest.fixture
@@ -187,7 +156,7 @@ def test_the_mask_shows_what_must_stay_and_holds_it(live):
     live.page.reload()
     live.wait_for_picture()
     live.until("element.mask.present")
-    assert (mask_of(live) != shown).mean() < 0.02
+    assert np.array_equal(mask_of(live), shown)
     before = live.picture()
     choose_mode(live, "Live")
     live.element("element.configure({ max_steps: 60 }) && true")  # what is held keeps the ear from its very pixel
@@ -443,14 +412,15 @@ def test_token_place_limit_and_a_server_that_dies(open_tab):
 
         drag(live)
         here, step = live.picture(), live.element("element.status.step")
-        page.wait_for_timeout(2000)  # the copy is fetched at rest
+        wait_until(lambda: steps_in_copy(live) == step)
+        live.element("element.addEventListener('restored', () => (window.restored = true))")  # toasts pass
         server.kill()
         page.get_by_text("Reconnecting").wait_for()
         page.get_by_text("The server is gone").wait_for()
         assert page.locator("drag-canvas canvas.shown").is_visible()
         server.start()
         page.get_by_role("button", name="Try now").evaluate_all("([button]) => button?.click()")  # it may try by itself
-        page.locator("#toast", has_text="It is back").wait_for()
+        live.until("window.restored")
         live.until(f"element.connection.isOpen && element.status.step === {step} && !element.status.undo")
         wait_until_it_looks_like(live, here)
         drag(live, (64.0, 74.0), (68.0, 74.0))

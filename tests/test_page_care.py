@@ -1,19 +1,20 @@
 """The page when it is refused something, used by keyboard, or in front of several models: with a tiny model."""
 
 import contextlib
+import itertools
 import os
 import re
 
 import numpy as np
 import pytest
-from draggan_fast.bench.browser import browser, find_chromium
+from draggan_fast.bench.browser import find_chromium
 from draggan_fast.bench.page_soak import METRICS, SAMPLES, Soak
 
 import draggan_fast as dg
 from draggan_fast import session_file
 from tests.live_client import Client, running
 from tests.live_models import tiny_model
-from tests.page_tabs import NO_BROWSER, Tab, choose_mode, mask_of, wait_until
+from tests.page_tabs import NO_BROWSER, choose_mode, mask_of, steps_in_copy, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]
 if find_chromium() is None:
@@ -35,36 +36,12 @@ WebSocket.prototype.send = function (data) {
 };"""
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as launched:
-        yield launched
-
-
 @pytest.fixture
-def open_tab(chromium):
-    tabs = []
-
-    def opened(port, *, ready=True, before="", **options):
-        tab = Tab(chromium, f"http://127.0.0.1:{port}/", **options)
-        tabs.append(tab)
-        tab.loses_server = True  # the test's server ends before its tabs
-        tab.context.add_init_script(HURRY + before)
-        if ready:
-            tab.live.open()
-        else:
-            tab.page.goto(tab.live.url)
-        return tab
-
-    yield opened
-    for tab in tabs:
-        tab.close()
-
-
-def steps_in_copy(live):
-    """How many steps are in the copy that the page keeps; None without one."""
-    copied = live.element("element.copy?.arrayBuffer().then((buffer) => [...new Uint8Array(buffer)]) ?? null")
-    return len(session_file.read_document(bytes(copied), "the copy")[0]["trajectory"]) if copied else None
+def open_tab(open_tab):
+    """On a server that ends before its tabs."""
+    return lambda port, before="", **options: open_tab(
+        f"http://127.0.0.1:{port}/", before=HURRY + before, loses_server=True, **options
+    )
 
 
 @contextlib.contextmanager
@@ -202,6 +179,8 @@ def test_models_and_classes_are_offered_where_there_are_any(open_tab):
         label.fill("2")
         label.press("Enter")
         live.until("element.session.label === 2")
+        wait_until(lambda: "label=2" in seeds_asked(page)[-1])  # the strip is of it too
+        assert "label=0" in seeds_asked(page)[0]
         page.locator("#seeds button").nth(1).click()  # another picture of that class
         live.until("element.session.seed === 5 && element.session.label === 2")
         model.select_option("tiny")
@@ -217,6 +196,22 @@ def test_models_and_classes_are_offered_where_there_are_any(open_tab):
         page = open_tab(port).page
         assert page.locator("#model").is_hidden()
         assert page.locator("#label").is_hidden()
+
+
+def seeds_asked(page):
+    """The addresses of the strip's pictures, in order."""
+    names = page.evaluate("() => performance.getEntriesByType('resource').map(({ name }) => name)")
+    return [name for name in names if "/api/seeds/" in name]
+
+
+def test_the_address_says_which_class_is_begun_with(open_tab):
+    with running(dg.create_app([tiny_model("classes", c_dim=3)])) as port:
+        live = open_tab(port, fragment="#seed=5&label=1").live
+        assert live.element("[element.session.seed, element.session.label]") == [5, 1]
+        page = open_tab(port, fragment="#label=3", ready=False).page
+        page.get_by_text("give a label from 0 to 2, not 3.").first.wait_for()
+    with running(dg.create_app(tiny_model())) as port:  # no classes here: nothing to choose
+        assert open_tab(port, fragment="#label=1").live.element("element.session.label") is None
 
 
 def test_another_server_has_other_models(open_tab):
@@ -314,16 +309,109 @@ def test_the_mask_can_be_painted_with_the_keyboard(open_tab):
         live.page.reload()
         live.wait_for_picture()
         live.until("element.mask.present")
-        kept = mask_of(live)
-        assert kept[31, 12]
-        assert (kept >= painted).all()
-        assert kept.sum() <= 25, "the same disc, but for its rim"
-        assert np.argwhere(kept).mean(axis=0) == pytest.approx([31, 12], abs=0.5)
+        assert np.array_equal(mask_of(live), painted)
         live.page.keyboard.press("?")
         dialog = live.page.get_by_role("dialog")
         assert "Paint at the brush" in dialog.inner_text()
         live.page.keyboard.press("Escape")
         assert dialog.count() == 0
+
+
+def test_the_view_can_be_moved_with_the_keyboard(open_tab):
+    middle = "element.viewport.toPicture([element.clientWidth / 2, element.clientHeight / 2])"
+    unheeded = """(window.heeded = [], window.addEventListener("keydown",
+        (event) => event.key.startsWith("Arrow") && window.heeded.push(event.defaultPrevented)), true)"""
+    with running(dg.create_app(tiny_model(resolution=64))) as port:
+        live = open_tab(port).live
+        press = live.page.keyboard.press
+        told = "element.shadowRoot.querySelector('[aria-live]').textContent"
+        live.element("element.setPoints([[10, 10]], [[20, 12]])")
+        live.until("element.status.handles.length === 1")
+        live.page.locator("drag-canvas").evaluate("(element) => element.focus({ focusVisible: true })")
+        press("Tab")
+        live.element(unheeded)
+        press("Control+ArrowRight")  # all of the picture is seen: nothing to move
+        assert live.page.evaluate("() => window.heeded") == [False]
+        whole = live.element(middle)
+        for _ in range(4):
+            press("+")
+        zoom = live.element("element.viewport.zoom")
+        assert zoom > 2
+        press("Control+ArrowRight")
+        x, y = live.element(middle)
+        assert (x - whole[0], y - whole[1]) == (pytest.approx(64 / zoom / 8, abs=0.01), pytest.approx(0, abs=0.01))
+        assert live.element(told) == f"The middle of the view is at {round(x)}, {round(y)}."
+        press("Control+ArrowUp")
+        assert live.element(middle) == [pytest.approx(x, abs=0.01), pytest.approx(y - 64 / zoom / 8, abs=0.01)]
+        for _ in range(3):
+            press("Control+Shift+ArrowLeft")
+        assert live.element("element.viewport.rectangle.left") == pytest.approx(
+            0, abs=0.01
+        )  # as far as there is a picture
+        assert live.page.evaluate("() => window.heeded.slice(1)") == [True] * 5
+        assert live.element("[element.points.handles, element.points.targets]") == [[[10, 10]], [[20, 12]]]
+        choose_mode(live, "Mask")
+        live.page.locator("drag-canvas").evaluate("(element) => element.focus({ focusVisible: true })")
+        press("ArrowRight")
+        brush = live.element(told)
+        assert brush.startswith("Brush at 33, 32")
+        before = live.element(middle)
+        press("Control+ArrowDown")
+        assert live.element(middle)[1] > before[1] + 1
+        press("0")
+        press("ArrowRight")
+        assert live.element(told).startswith("Brush at 34, 32")
+        press("?")
+        helped = live.page.get_by_role("dialog").inner_text()
+        assert "Ctrl arrow keys" in helped
+        assert "Move the view" in helped
+
+
+# How opaque a canvas is at the centres of the pixels of a square picture that it shows.
+AT_CENTRES = """(canvas, size) => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.width);
+    const at = (index) => Math.floor(((index + 0.5) * canvas.width) / size);
+    return Array.from({ length: size * size }, (_, index) =>
+        data[4 * (at(Math.floor(index / size)) * canvas.width + at(index % size)) + 3]);
+}"""
+
+
+def test_the_mask_that_the_server_holds_is_what_the_page_draws(open_tab):
+    """A stroke and a dot of several brushes, painted and erased: the same pixels, and they are what is seen."""
+    size = 64
+    app = dg.create_app(tiny_model(resolution=size))
+    with running(app) as port:
+        live = open_tab(port).live
+        choose_mode(live, "Mask")
+
+        def drawn():
+            seen = np.array(live.element(f"({AT_CENTRES})(element.mask.canvas, {size})"))
+            return seen.reshape(size, size) == 255
+
+        def same():
+            drag = app.live.find(live.element("element.session.session")).drag
+            return drag.movable_mask is not None and np.array_equal(drag.movable_mask, drawn())
+
+        painted = []
+        for erase, radius in ((False, 0.1), (False, 2.5), (True, 1), (False, 7), (True, 3.3)):
+            live.element(f"element.setBrush({{ radius: {radius}, erase: {str(erase).lower()} }}) ?? true")
+            start, end = (0.2 * size + radius, 0.3 * size), (0.8 * size, 0.55 * size + radius)
+            live.pull(start, end, seconds=0.05, moves=7)
+            live.release()
+            wait_until(same)
+            painted.append(drawn())
+            live.click((0.5 * size + 0.3, 0.8 * size + 0.3))
+            wait_until(same)
+            painted.append(drawn())
+        assert np.array_equal(mask_of(live), painted[-1])
+        changes = [(one != other).sum() for one, other in itertools.pairwise(painted)]
+        assert painted[0].sum() > size / 3
+        assert sum(change > 0 for change in changes) >= 8
+        live.page.reload()
+        live.wait_for_picture()
+        live.until("element.mask.present")
+        assert np.array_equal(mask_of(live), painted[-1])
+        assert same()
 
 
 def test_a_soak_of_the_page_counts_what_is_held(open_tab):

@@ -1,15 +1,18 @@
 """The page's modules one by one, in a browser: what needs no server but one of files."""
 
 import functools
+import random
 import struct
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
-from draggan_fast.bench.browser import browser, find_chromium
+from draggan_fast.bench.browser import find_chromium
 
 import draggan_fast
+from draggan_fast.live_strokes import paint
 from tests.page_tabs import NO_BROWSER
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]
@@ -25,14 +28,13 @@ class Files(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def modules():
+def modules(chromium):
     """An empty page beside the modules."""
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=WEB)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with browser() as chromium:
-            page = chromium.new_page()
-            page.goto(f"http://127.0.0.1:{server.server_port}/icon.svg")
-            yield page
+        page = chromium.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/icon.svg")
+        yield page
         server.shutdown()
 
 
@@ -227,3 +229,83 @@ def test_pixels_are_drawn_at_once_and_overtake_what_is_being_decoded(modules):
         }"""
     )
     assert result == {"painted": [4, 5], "dropped": [1, 2, 3], "first": [10, 20, 40, 255], "second": [0, 0, 0, 255]}
+
+
+def test_copies_are_few_and_the_newest_and_a_browser_that_keeps_none_is_no_error(modules):
+    result = modules.evaluate(
+        """async () => {
+            const { copyOf, dropCopy, keepCopy } = await import('/kept.js');
+            const realNow = Date.now;
+            let now = realNow();
+            Date.now = () => (now += 1000);
+            const held = async (...keys) => (await Promise.all(keys.map(copyOf))).map((file) => file?.size ?? null);
+            const names = [...Array(20).keys()].map(String);
+            const few = new Blob(['four']);
+            for (const name of names) void keepCopy(name, few);
+            const inNumber = await held(...names);
+            await keepCopy('17', new Blob(['more']), '19');
+            await dropCopy('18');
+            const replaced = await held('16', '17', '18', '19');
+            const large = (megabytes) => new Blob([new Uint8Array(megabytes << 20)]);
+            for (const name of ['a', 'b', 'c', 'd']) await keepCopy(name, large(20));
+            const inSize = await held('17', 'a', 'b', 'c', 'd');
+            await keepCopy('e', large(65)); // larger than all may be together
+            const tooLarge = await held('d', 'e');
+            await keepCopy('f', few);
+            now += 15 * 24 * 3600 * 1000;
+            const old = await held('f');
+            await keepCopy('g', few);
+            now -= 20 * 24 * 3600 * 1000;
+            const removed = await held('f', 'g');
+            Date.now = realNow;
+            const real = IDBFactory.prototype.open;
+            IDBFactory.prototype.open = () => { throw new DOMException('no', 'SecurityError'); };
+            const refused = [await keepCopy('x', few), await copyOf('x'), await dropCopy('x')];
+            IDBFactory.prototype.open = real;
+            await keepCopy('x', few);
+            return { inNumber, replaced, inSize, tooLarge, old, removed, refused, after: await held('x') };
+        }"""
+    )
+    assert result == {
+        "inNumber": [None] * 4 + [4] * 16,
+        "replaced": [4, 4, None, None],
+        "inSize": [None, None, 20 << 20, 20 << 20, 20 << 20],
+        "tooLarge": [None, None],
+        "old": [None],
+        "removed": [None, 4],
+        "refused": [None, None, None],
+        "after": [4],
+    }
+
+
+def test_a_brush_covers_the_pixels_that_the_server_paints(modules):
+    """Lines of any direction, dots, edges that go through the centres of pixels, and what lies beside the picture."""
+    rng = random.Random(5)
+    width, height = 40, 30
+    lines = [((10, 10), (10, 10), 3), ((10, 10), (20, 10), 2), ((8, 4), (8, 21), 4), ((3, 4), (11, 10), 5)]
+    lines += [((12.5, 12.5), (12.5, 12.5), 0.01), ((12.49, 3.2), (30.1, 3.2), 0.1), ((-9, -9), (-4, 60), 2)]
+    for _ in range(150):
+        ends = [(round(rng.uniform(-12, 52), 2), round(rng.uniform(-12, 42), 2)) for _ in range(2)]
+        lines.append(
+            (ends[0], ends[rng.randrange(2)], rng.choice([0.25, 0.5, 1, 2.5, 7, round(rng.uniform(0, 20), 2)]))
+        )
+    covered = modules.evaluate(
+        """([lines, size]) => import('/strokes.js').then(({ cover }) => lines.map(([from, to, radius]) => {
+            const found = [];
+            cover(from, to, radius, size, (y, begin, end) => found.push([y, begin, end]));
+            return found;
+        }))""",
+        [lines, {"width": width, "height": height}],
+    )
+    y, x = np.mgrid[:height, :width].astype(float)
+    for (start, end, radius), rows in zip(lines, covered, strict=True):
+        page, server = np.zeros((2, height, width), bool)
+        for row, first, last in rows:
+            page[row, first:last] = True
+        paint(server, [(start, end)], radius, value=True)
+        assert np.array_equal(page, server), (start, end, radius)
+        (ax, ay), (dx, dy) = start, np.subtract(end, start)
+        along = np.clip(((x - ax) * dx + (y - ay) * dy) / ((dx * dx + dy * dy) or 1), 0, 1)
+        distance = np.hypot(x - ax - along * dx, y - ay - along * dy)
+        assert np.array_equal(server, distance <= max(radius, 0.5**0.5) + 1e-6), (start, end, radius)
+    assert sum(map(len, covered)) > 1000

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from websockets.exceptions import ConnectionClosed
@@ -27,21 +29,6 @@ POINTS = {"handles": [[10, 10]], "targets": [[20, 12]]}
 UNREACHABLE = {"handles": [[4, 4]], "targets": [[30, 30]]}  # by steps as small as these
 SLOW = {"lr": 1e-5, "max_steps": 1000000}
 FEW = Limits(messages_per_second=20, upload_bytes=1 << 18)
-
-
-@pytest.fixture(scope="module")
-def port():
-    """A server for tests that leave nothing behind."""
-    with running(dg.create_app([tiny_model(), tiny_model("classes", c_dim=3)], max_sessions=40)) as port:
-        wait_until_ready(port)
-        yield port
-
-
-@pytest.fixture
-def client(port):
-    with Client(port) as client:
-        yield client
-        client.say("close")
 
 
 def drag_for_ever(client):
@@ -306,7 +293,42 @@ def test_models_and_seeds(port):
     assert (status, headers["content-type"]) == (200, "image/webp")
     assert Image.open(io.BytesIO(body)).size == (64, 64)
     assert get(port, "/api/seeds/7.webp?size=64&psi=0.5")[2] == body
-    assert get(port, "/api/seeds/7.webp?model=classes&size=32")[0] == 200
+
+
+def test_seeds_of_a_class(port):
+    path = "/api/seeds/7.webp?model=classes&size=32"
+    status, _, first = get(port, path)
+    pictures = [get(port, f"{path}&label={label}") for label in range(3)]
+    assert [status, *(found[0] for found in pictures)] == [200] * 4
+    assert first == pictures[0][2]
+    assert len({picture for *_, picture in pictures}) == 3
+    drag = dg.DragSession(tiny_model("classes", c_dim=3), seed=7, label=2)
+    seen = np.asarray(Image.open(io.BytesIO(pictures[2][2])).convert("RGB")).astype(int)
+    assert np.abs(seen - drag.render()).mean() < 6  # WebP
+    for query, sentence in (
+        ("model=classes&label=3", "This model has classes: give a label from 0 to 2, not 3."),
+        ("model=tiny&label=0", "This model has no classes: give no label."),
+        ("model=classes&label=one", "label must be a whole number from 0 to 65536."),
+        ("model=classes&label=-1", "label must be a whole number from 0 to 65536."),
+        ("model=classes&label=", "label must be a whole number from 0 to 65536."),
+    ):
+        status, _, body = get(port, f"/api/seeds/7.webp?{query}")
+        assert (status, json.loads(body)["error"]) == (400, sentence)
+
+
+def test_a_picture_of_a_class(client):
+    session = client.create(seed=7, model="classes", label=2)
+    assert (session["seed"], session["label"]) == (7, 2)
+    for fields, sentence in (
+        ({"model": "classes", "label": 3}, "This model has classes: give a label from 0 to 2, not 3."),
+        ({"model": "classes"}, "This model has classes: give a label from 0 to 2, not None."),
+        ({"model": "tiny", "label": 0}, "This model has no classes: give no label."),
+        ({"model": "classes", "label": 1.5}, "create: label must be a whole number from 0 to 65536."),
+    ):
+        answer = client.ask("create", seed=8, **fields)["answer"]
+        assert (answer["type"], answer["message"]) == ("error", sentence)
+    assert client.ask("reset")["answer"]["type"] == "ok"
+    assert [m["seed"] for m in client.messages if m["type"] == "session"] == [7]  # nothing has changed
 
 
 @pytest.mark.parametrize(
@@ -452,6 +474,40 @@ def test_mounted_with_a_lifespan_around():
         worker = live.live._worker
         assert worker.alive
     assert not worker.alive
+
+
+def test_mounted_with_a_lifespan_around_it_ends_in_the_middle_of_a_drag():
+    """With the owner's middleware around it, which sees every answer."""
+    live = dg.create_app(tiny_model())
+
+    async def marked(request, call_next):
+        response = await call_next(request)
+        response.headers["x-ours"] = "yes"
+        return response
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        async with live.live:
+            yield
+
+    app = Starlette(
+        routes=[Mount("/drag", live)], lifespan=lifespan, middleware=[Middleware(BaseHTTPMiddleware, dispatch=marked)]
+    )
+    with contextlib.ExitStack() as stack:
+        block = contextlib.ExitStack()
+        port = block.enter_context(running(app))
+        wait_until_ready(port, "/drag")  # without a viewer
+        assert get(port, "/drag", Host=f"localhost:{port}")[1]["location"] == f"http://localhost:{port}/drag/"
+        status, headers, _ = get(port, "/drag/static/page.js")
+        assert (status, headers["x-ours"], headers["x-content-type-options"]) == (200, "yes", "nosniff")
+        client = stack.enter_context(Client(port, path="/drag/ws"))
+        client.create()
+        drag_for_ever(client)
+        client.frame(lambda frame: frame.step > 3)
+        worker = live.live._worker
+        block.close()
+        assert not worker.alive
+        assert client.closed() in (1001, 1012)
 
 
 def test_mounted_and_forgotten_it_starts_with_the_first_viewer():

@@ -26,9 +26,9 @@ canvas[hidden] { display: none; }
 
 const HELP =
   "Press on the picture and pull. With the keyboard: Enter places a point, arrow keys move it, Tab goes to the next, " +
-  "Delete removes it, Space starts and pauses, Control Z undoes, plus and minus zoom. In mask mode arrow keys move " +
-  "the brush, with Shift in large steps, Enter or Space paints, brackets change its size, X changes between what may " +
-  "move and what must stay.";
+  "Delete removes it, Space starts and pauses, Control Z undoes, plus and minus zoom, Control with arrow keys moves " +
+  "the view. In mask mode arrow keys move the brush, with Shift in large steps, Enter or Space paints, brackets " +
+  "change its size, X changes between what may move and what must stay.";
 
 /** @type {CSSStyleSheet | null} */ let sheet = null;
 

@@ -52,6 +52,7 @@ export class DragCanvas extends HTMLElement {
   /** @type {Driver | null} */ #driver = null;
   #remembered = new Remembered(this);
   #present = false; // the server has this picture, and this connection sees it
+  #recalled = Promise.resolve(); // what an earlier page has kept of it
 
   constructor() {
     super();
@@ -93,11 +94,13 @@ export class DragCanvas extends HTMLElement {
   connectedCallback() {
     this.#modeChanged();
     this.#resizes.observe(this);
+    this.#remembered.arrive();
     this.reconnect();
   }
 
   disconnectedCallback() {
     this.#resizes.disconnect();
+    this.#remembered.leave();
     this.#disconnect();
   }
 
@@ -105,7 +108,7 @@ export class DragCanvas extends HTMLElement {
   attributeChangedCallback(name, old, value) {
     if (old === value) return;
     if (name === "src") this.#copy.forget(); // another server's picture
-    if (!this.isConnected) return;
+    if (!this.connection) return; // subtle: when an element in a page is upgraded, this comes before connectedCallback
     if (name === "mode") this.#modeChanged();
     else if (name === "src" || name === "token") this.reconnect();
     else if (value !== null && this.connection?.isOpen) void this.create();
@@ -152,12 +155,14 @@ export class DragCanvas extends HTMLElement {
   reconnect() {
     const { base } = this;
     this.#disconnect();
-    const connection = new Connection(base, this.getAttribute("token") ?? "", this.#remembered.session(base));
+    const session = this.#remembered.session(base);
+    const connection = new Connection(base, this.getAttribute("token") ?? "", session);
     this.connection = connection;
+    this.#recalled = this.#copy.recall(session);
     this.#driver = new Driver(connection, this.points, this.latency, (error) => this.#problem(error));
     const on = (/** @type {string} */ type, /** @type {(detail: any) => void} */ handle) =>
       connection.addEventListener(type, (event) => handle(/** @type {CustomEvent} */ (event).detail));
-    on("welcome", (message) => this.#welcomed(message));
+    on("welcome", (message) => void this.#welcomed(message));
     on("session", (message) => this.#sessionChanged(message));
     on("status", (message) => this.#statusChanged(message));
     on("frame", (frame) => this.#painter.show(frame));
@@ -302,6 +307,12 @@ export class DragCanvas extends HTMLElement {
     this.#viewed();
   }
 
+  /** @param {number} dx @param {number} dy  CSS pixels that the picture moves, as far as there is more of it */
+  panBy(dx, dy) {
+    this.viewport.panBy(dx, dy);
+    this.#viewed();
+  }
+
   resetZoom() {
     this.viewport.reset();
     this.#viewed();
@@ -315,8 +326,14 @@ export class DragCanvas extends HTMLElement {
   // --- what the server says ------------------------------------------------------------------------------------------
 
   /** @param {any} message */
-  #welcomed(message) {
-    const resuming = this.connection?.session;
+  async #welcomed(message) {
+    const { connection } = this;
+    const resuming = connection?.session;
+    // subtle: what is said next, `session` above all, is not to come before this
+    if (!message.resumed && resuming && !this.#copy.file) {
+      await this.#recalled;
+      if (connection !== this.connection || !connection.isOpen) return;
+    }
     this.welcome = message;
     this.#tell("welcome", message);
     const near = this.connection && HERE.has(new URL(this.connection.base).hostname);
@@ -335,6 +352,7 @@ export class DragCanvas extends HTMLElement {
     this.truncationPsi = message.truncation_psi ?? this.truncationPsi;
     if (other) this.latency.reset();
     this.#remembered.note(/** @type {Connection} */ (this.connection).base, message.session);
+    this.#copy.named(message.session);
     const { width, height } = message;
     this.viewport.setPicture(width, height);
     this.#painter.setSize(width, height);
@@ -372,7 +390,7 @@ export class DragCanvas extends HTMLElement {
   /** The server has opened another picture at the user's wish: no attempt at the former one any more. */
   #another() {
     this.#beginning.stop();
-    this.#copy.forget();
+    this.#copy.drop();
   }
 
   /** @param {any} frame */

@@ -37,6 +37,7 @@ const HELP = [
     [
       ["Ctrl Z, Ctrl Y", "Undo, redo"],
       ["+  −  0", "Zoom in, out, show all (on the picture)"],
+      ["Ctrl arrow keys", "Move the view, when zoomed in (on the picture). With Shift farther"],
       ["?", "This help"],
     ],
   ],

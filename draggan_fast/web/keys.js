@@ -7,6 +7,8 @@ import { ARROWS, FAR, MaskKeys } from "./keys-mask.js";
 
 const SETTLE_AFTER_MS = 500; // of no further key
 const SEND_AFTER_MS = 200;
+const PAN = 1 / 8; // of the element's shorter side, at once
+const PAN_FAR = 1 / 2; // with Shift
 
 export class Keyboard {
   /** Where Enter places a point, in picture pixels. @type {Point | null} */ #cursor = null;
@@ -45,6 +47,7 @@ export class Keyboard {
     if ((event.ctrlKey || event.metaKey) && !composed) {
       if (key === "z") void (event.shiftKey ? element.redo() : element.undo());
       else if (key === "y") void element.redo();
+      else if (key in ARROWS) return this.#pan(ARROWS[key], event.shiftKey);
       else return false;
       return true;
     }
@@ -90,6 +93,23 @@ export class Keyboard {
     else if (key === "+" || key === "=") this.element.zoomBy(1.25);
     else if (key === "-") this.element.zoomBy(0.8);
     else return false;
+    return true;
+  }
+
+  /**
+   * Moves the view, as far as there is more of the picture.
+   * @param {Point} direction @param {boolean} far
+   * @returns {boolean} false if all of it is seen: the key is the browser's
+   */
+  #pan([dx, dy], far) {
+    const { element } = this;
+    const { viewport, announce } = this.host;
+    if (viewport.zoom === 1) return false;
+    const { clientWidth: width, clientHeight: height } = element;
+    const step = Math.min(width, height) * (far ? PAN_FAR : PAN);
+    element.panBy(-dx * step, -dy * step);
+    const [x, y] = viewport.toPicture([width / 2, height / 2]);
+    announce(`The middle of the view is at ${Math.round(x)}, ${Math.round(y)}.`);
     return true;
   }
 

@@ -1,20 +1,26 @@
-/** The movable region as the page shows it: brush strokes are drawn here at once and sent when the brush is lifted. */
+/**
+ * The movable region as the page shows it: brush strokes are painted here at once and sent when the brush is lifted.
+ * The server paints the same pixels.
+ */
 
-const SIDE = 512; // pixels at least of the longer side: round edges on small pictures
+import { cover } from "./strokes.js";
+
+const SIDE = 512; // pixels of the longer side of what is shown, about, if the picture has no more: round edges
 const MOST_POINTS = 4000; // of one stroke; the protocol allows 5000
 
 /** @typedef {import("./viewport.js").Point} Point */
 /** @typedef {{points: Point[], radius: number, movable: boolean}} Stroke  in pixels of the picture */
 
 export class Mask {
-  /** Opaque where the picture may change. */
+  /** Opaque where the picture may change: what is shown, its edges drawn round between the pixels. */
   canvas = document.createElement("canvas");
   /** Whether there is one at all; without, all of the picture may change. */
   present = false;
   #factor = 1;
   #size = { width: 1, height: 1 };
+  #pixels = new Uint8Array(1); // of the picture: 1 where it may change
   /** @type {Stroke | null} */ #stroke = null;
-  /** @type {{present: boolean, image: ImageData} | null} */ #before = null;
+  /** @type {{present: boolean, pixels: Uint8Array<ArrayBuffer>} | null} */ #before = null;
 
   constructor() {
     this.context = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d", { willReadFrequently: true }));
@@ -23,13 +29,16 @@ export class Mask {
   /** @param {number} width @param {number} height  of the picture; the mask is cleared */
   setSize(width, height) {
     this.#size = { width, height };
-    this.#factor = Math.max(1, Math.ceil(SIDE / Math.max(width, height)));
+    this.#pixels = new Uint8Array(width * height);
+    // subtle: odd, so that the centre of a pixel is that of a fine one, which shows just what the pixel is
+    this.#factor = 2 * Math.floor(SIDE / Math.max(width, height) / 2) + 1;
     this.canvas.width = width * this.#factor;
     this.canvas.height = height * this.#factor;
     this.present = false;
   }
 
   clear() {
+    this.#pixels.fill(0);
     this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.present = false;
     this.#stroke = this.#before = null;
@@ -41,8 +50,7 @@ export class Mask {
 
   /** Whether this point of the picture may move. @param {Point} at */
   movableAt([x, y]) {
-    const at = (/** @type {number} */ value) => Math.floor((value + 0.5) * this.#factor);
-    return !this.present || this.context.getImageData(at(x), at(y), 1, 1).data[3] >= 128;
+    return !this.present || this.#pixels[Math.round(y) * this.#size.width + Math.round(x)] === 1;
   }
 
   /**
@@ -51,16 +59,15 @@ export class Mask {
    * @param {boolean} movable
    */
   begin(at, radius, movable) {
-    const { canvas, context } = this;
-    this.#before = { present: this.present, image: context.getImageData(0, 0, canvas.width, canvas.height) };
+    this.#before = { present: this.present, pixels: this.#pixels.slice() };
     if (!this.present) {
-      context.globalCompositeOperation = "source-over";
-      if (movable) context.clearRect(0, 0, canvas.width, canvas.height);
-      else context.fillRect(0, 0, canvas.width, canvas.height);
+      this.#pixels.fill(movable ? 0 : 1);
+      this.#show();
     }
     this.present = true;
-    this.#stroke = { points: [at], radius, movable };
-    this.#draw([at, at]);
+    const first = rounded(at);
+    this.#stroke = { points: [first], radius: hundredths(radius), movable };
+    this.#paint(first, first);
   }
 
   /** @param {Point} at */
@@ -69,8 +76,9 @@ export class Mask {
     if (!stroke || stroke.points.length >= MOST_POINTS) return;
     const last = stroke.points[stroke.points.length - 1];
     if (Math.hypot(at[0] - last[0], at[1] - last[1]) < Math.max(stroke.radius / 8, 0.5)) return;
-    stroke.points.push(at);
-    this.#draw([last, at]);
+    const next = rounded(at);
+    stroke.points.push(next);
+    this.#paint(last, next);
   }
 
   /** The `mask` message of the stroke that ends. @returns {{strokes: Stroke[], base: string} | null} */
@@ -78,76 +86,143 @@ export class Mask {
     const stroke = this.#stroke;
     this.#stroke = null;
     if (!stroke || !this.#before) return null;
-    const round = (/** @type {number} */ value) => Math.round(value * 100) / 100;
-    const points = stroke.points.map(([x, y]) => /** @type {Point} */ ([round(x), round(y)]));
     const base = this.#before.present ? "present" : stroke.movable ? "fixed" : "movable";
-    return { strokes: [{ points, radius: round(stroke.radius), movable: stroke.movable }], base };
+    return { strokes: [stroke], base };
   }
 
   /** Takes the last stroke back: it was cancelled, or the server refused it. */
   revert() {
     this.#stroke = null;
     if (!this.#before) return;
-    this.context.putImageData(this.#before.image, 0, 0);
+    this.#pixels = this.#before.pixels;
     this.present = this.#before.present;
     this.#before = null;
+    this.#show();
   }
 
-  /** @param {string | null} png  base64; light may move */
+  /** @param {string | null} png  base64, of the picture's size; light may move */
   async load(png) {
     if (!png) return this.clear();
     const bytes = Uint8Array.from(atob(png), (character) => character.charCodeAt(0));
     const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
-    const { canvas, context } = this;
-    context.globalCompositeOperation = "copy";
-    context.imageSmoothingEnabled = false;
-    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    context.globalCompositeOperation = "source-over";
+    const context = this.#blank();
+    context.drawImage(bitmap, 0, 0);
     bitmap.close();
-    const image = context.getImageData(0, 0, canvas.width, canvas.height);
-    for (let offset = 0; offset < image.data.length; offset += 4) {
-      image.data[offset + 3] = image.data[offset] >= 128 ? 255 : 0;
-    }
-    context.putImageData(image, 0, 0);
+    const { data } = context.getImageData(0, 0, this.#size.width, this.#size.height);
+    this.#pixels = Uint8Array.from(this.#pixels, (_, index) => (data[4 * index] >= 128 ? 1 : 0));
     this.#stroke = this.#before = null;
     this.present = true;
+    this.#show();
     return undefined;
   }
 
   /** White where the picture may change, black elsewhere, of the picture's size. @returns {Promise<Blob>} */
   toPNG() {
-    const { width, height } = this.#size;
-    const canvas = document.createElement("canvas");
-    canvas.width = width;
-    canvas.height = height;
-    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-    context.drawImage(this.canvas, 0, 0, width, height);
-    const image = context.getImageData(0, 0, width, height);
-    for (let offset = 0; offset < image.data.length; offset += 4) {
-      const value = !this.present || image.data[offset + 3] >= 128 ? 255 : 0;
-      image.data.set([value, value, value, 255], offset);
-    }
+    const context = this.#blank();
+    const image = context.createImageData(this.#size.width, this.#size.height);
+    this.#pixels.forEach((movable, index) => {
+      const value = !this.present || movable ? 255 : 0;
+      image.data.set([value, value, value, 255], 4 * index);
+    });
     context.putImageData(image, 0, 0);
     return new Promise((resolve, reject) => {
-      canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The mask could not be encoded."))));
+      context.canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The mask could not be encoded."))));
     });
   }
 
-  /** @param {[Point, Point]} line */
-  #draw([from, to]) {
-    const { context } = this;
-    const stroke = /** @type {Stroke} */ (this.#stroke);
-    const at = (/** @type {number} */ value) => (value + 0.5) * this.#factor;
-    context.globalCompositeOperation = stroke.movable ? "source-over" : "destination-out";
-    context.lineCap = "round";
-    context.lineWidth = 2 * stroke.radius * this.#factor;
-    context.beginPath();
-    context.moveTo(at(from[0]), at(from[1]));
-    context.lineTo(at(to[0]), at(to[1]));
-    context.stroke();
-    context.beginPath(); // a line to where it began draws nothing
-    context.arc(at(to[0]), at(to[1]), stroke.radius * this.#factor, 0, 2 * Math.PI);
-    context.fill();
-    context.globalCompositeOperation = "source-over";
+  /** A context of the picture's size. */
+  #blank() {
+    const canvas = document.createElement("canvas");
+    Object.assign(canvas, this.#size);
+    return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   }
+
+  /** @param {Point} from @param {Point} to */
+  #paint(from, to) {
+    const { radius, movable } = /** @type {Stroke} */ (this.#stroke);
+    const { width, height } = this.#size;
+    const box = { left: width, top: height, right: 0, bottom: 0 };
+    cover(from, to, radius, this.#size, (y, begin, end) => {
+      this.#pixels.fill(movable ? 1 : 0, y * width + begin, y * width + end);
+      box.left = Math.min(box.left, begin);
+      box.right = Math.max(box.right, end);
+      box.top = Math.min(box.top, y);
+      box.bottom = Math.max(box.bottom, y + 1);
+    });
+    if (box.right > box.left) this.#show(box);
+  }
+
+  /**
+   * Draws these pixels, opaque where more may move than not of what lies around, weighted by quadratic splines: the
+   * staircase between pixels becomes round, and yet each is seen at its centre as it is, also one alone.
+   * @param {{left: number, top: number, right: number, bottom: number}} [box]  in pixels of the picture, else all
+   */
+  #show(box) {
+    const { width, height } = this.#size;
+    const factor = this.#factor;
+    // A pixel has weight as far as the far edges of those beside it.
+    const [left, right] = box ? [Math.max(box.left - 1, 0), Math.min(box.right + 1, width)] : [0, width];
+    const [top, bottom] = box ? [Math.max(box.top - 1, 0), Math.min(box.bottom + 1, height)] : [0, height];
+    const image = this.context.createImageData((right - left) * factor, (bottom - top) * factor);
+    const fine = weights(factor);
+    const around = new Uint8Array(9);
+    for (let y = top; y < bottom; y += 1) {
+      for (let x = left; x < right; x += 1) {
+        const movable = this.#lookAround(x, y, around);
+        if (movable === 0) continue;
+        let at = 4 * ((y - top) * factor * image.width + (x - left) * factor) + 3; // alpha
+        for (const high of fine) {
+          fine.forEach((wide, index) => {
+            // Of edges only: the sum is the same everywhere inside.
+            if (movable === 9 || share(around, high, wide) >= 0.5) image.data[at + 4 * index] = 255;
+          });
+          at += 4 * image.width;
+        }
+      }
+    }
+    this.context.putImageData(image, left * factor, top * factor);
+  }
+
+  /**
+   * @param {number} x @param {number} y
+   * @param {Uint8Array} around  takes this pixel and those beside it, row by row; the picture's edge goes on outside
+   * @returns {number} how many of them may move
+   */
+  #lookAround(x, y, around) {
+    const { width, height } = this.#size;
+    let movable = 0;
+    for (let place = 0; place < 9; place += 1) {
+      const row = Math.min(Math.max(y + Math.floor(place / 3) - 1, 0), height - 1);
+      const column = Math.min(Math.max(x + (place % 3) - 1, 0), width - 1);
+      movable += around[place] = this.#pixels[row * width + column];
+    }
+    return movable;
+  }
+}
+
+/** @typedef {[number, number, number]} Weights  of the pixel before, this one, the next */
+
+/** For each of the fine pixels of a pixel, along one side. @param {number} factor @returns {Weights[]} */
+function weights(factor) {
+  return Array.from({ length: factor }, (_, index) => {
+    const off = (index + 0.5) / factor - 0.5; // of the pixel's centre
+    return [(0.5 - off) ** 2 / 2, 0.75 - off * off, (0.5 + off) ** 2 / 2];
+  });
+}
+
+/** How much of the surroundings may move. @param {Uint8Array} around @param {Weights} high @param {Weights} wide */
+function share(around, high, wide) {
+  let sum = 0;
+  for (let place = 0; place < 9; place += 1) sum += around[place] * high[Math.floor(place / 3)] * wide[place % 3];
+  return sum;
+}
+
+/** As it is sent: finer than any pointer. @param {number} value */
+function hundredths(value) {
+  return Math.round(value * 100) / 100;
+}
+
+/** @param {Point} point @returns {Point} */
+function rounded([x, y]) {
+  return [hundredths(x), hundredths(y)];
 }

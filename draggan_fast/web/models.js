@@ -16,8 +16,10 @@ export class ModelChoice {
    * @param {HTMLElement} place
    * @param {import("./drag-canvas.js").DragCanvas} canvas
    * @param {(choice: {model: string, label: number | null}) => void} choose
+   * @param {string} first  the class to begin with, where there are classes
    */
-  constructor(place, canvas, choose) {
+  constructor(place, canvas, choose, first) {
+    this.first = first;
     this.canvas = canvas;
     this.choose = choose;
     this.select = make("select", { id: "model", change: () => this.#chosen() });
@@ -71,7 +73,7 @@ export class ModelChoice {
     const returns = copy || welcome?.resumed || (session && welcome?.models.includes(session.model));
     if (isConnected && returns) return;
     this.#labelled ||= !this.canvas.hasAttribute("label");
-    if (this.#labelled) this.canvas.setAttribute("label", "0");
+    if (this.#labelled) this.canvas.setAttribute("label", this.first);
   }
 
   /** Another server's pictures had classes, the ones of this have none. */

@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 import { DragCanvas } from "./drag-canvas.js";
 import { buildExportMenu } from "./export.js";
 import { buildHelp } from "./help.js";
+import { keepWord, word } from "./kept.js";
 import { LatencyPanel } from "./latency-panel.js";
 import { ModelChoice } from "./models.js";
 import { Notices } from "./notices.js";
@@ -40,18 +41,25 @@ const canvas = new DragCanvas();
 function takeToken() {
   const fragment = new URLSearchParams(location.hash.slice(1));
   const token = fragment.get("token");
+  let given = word(TOKEN_KEY);
   if (token !== null) {
-    sessionStorage.setItem(TOKEN_KEY, token);
+    given = token;
+    keepWord(TOKEN_KEY, token);
     fragment.delete("token");
     const rest = fragment.toString();
     history.replaceState(null, "", location.pathname + location.search + (rest && `#${rest}`));
   }
-  return sessionStorage.getItem(TOKEN_KEY) ?? "";
+  return given;
+}
+
+/** What the address asks for, as in #seed=5&label=2. @param {string} name @returns {string | null} */
+function wanted(name) {
+  return new URLSearchParams(location.hash.slice(1)).get(name);
 }
 
 /** @param {string} token */
 function authorise(token) {
-  sessionStorage.setItem(TOKEN_KEY, token);
+  keepWord(TOKEN_KEY, token);
   if (canvas.getAttribute("token") === token) canvas.reconnect();
   else canvas.setAttribute("token", token);
 }
@@ -132,9 +140,10 @@ function wirePicture(settings) {
   const seed = byId("seed");
   const show = (/** @type {number} */ value, choice = of()) => canvas.create({ seed: value, ...choice });
   const of = () => ({ model: canvas.session?.model, label: canvas.session?.label });
-  const models = new ModelChoice(byId("model-choice"), canvas, (choice) => {
+  const choose = (/** @type {{model: string, label: number | null}} */ choice) => {
     void show(canvas.session?.seed ?? FIRST_SEED, choice);
-  });
+  };
+  const models = new ModelChoice(byId("model-choice"), canvas, choose, wanted("label") ?? "0");
   const seeds = new Seeds(byId("seeds"), canvas, show);
   const truncation = new SliderRow(TRUNCATION, (value) => {
     canvas.truncationPsi = value;
@@ -154,15 +163,16 @@ function wirePicture(settings) {
   };
   let loaded = "";
   canvas.addEventListener("session", (/** @type {any} */ event) => {
-    const { model, seed: present, width, height } = event.detail;
+    const { model, label, seed: present, width, height } = event.detail;
     truncation.value = canvas.truncationPsi;
     mark();
     seed.value = present ?? "";
     seeds.mark(present);
     canvas.style.setProperty("--aspect", `${width} / ${height}`);
     canvas.style.setProperty("--ratio", String(width / height));
-    if (loaded !== model) seeds.load();
-    loaded = model;
+    const of = `${label} ${model}`;
+    if (loaded !== of) seeds.load();
+    loaded = of;
   });
   return async () => {
     await models.load();
@@ -219,11 +229,15 @@ function wireHints() {
     points: () => canvas.points.count > 0 || canvas.points.pending !== null,
     mask: () => canvas.mask.present || canvas.mask.painting,
   };
+  /** @type {Set<string>} */ const hinted = new Set(); // also where no word is kept
   const show = () => {
     const { mode } = canvas;
-    if (done[mode]()) sessionStorage.setItem(`${HINTED_KEY}:${mode}`, "yes");
+    if (done[mode]()) {
+      hinted.add(mode);
+      keepWord(`${HINTED_KEY}:${mode}`, "yes");
+    }
     hint.textContent = HINTS[mode];
-    hint.hidden = !canvas.session || sessionStorage.getItem(`${HINTED_KEY}:${mode}`) !== null;
+    hint.hidden = !canvas.session || hinted.has(mode) || word(`${HINTED_KEY}:${mode}`) !== "";
   };
   for (const event of ["session", "status", "modechange"]) canvas.addEventListener(event, show);
   canvas.addEventListener("pointerup", show);
@@ -248,7 +262,7 @@ async function begin() {
   buildHelp(byId("help"));
   buildExportMenu(byId("export"), byId("export-menu"), canvas, (text) => notices.toast(text));
   if (matchMedia(NARROW).matches) for (const section of document.querySelectorAll("details")) section.open = false;
-  canvas.setAttribute("seed", new URLSearchParams(location.hash.slice(1)).get("seed") ?? String(FIRST_SEED));
+  canvas.setAttribute("seed", wanted("seed") ?? String(FIRST_SEED));
   canvas.setAttribute("token", takeToken());
   canvas.setAttribute("remember", "");
   canvas.setAttribute("src", ".");

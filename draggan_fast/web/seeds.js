@@ -76,8 +76,11 @@ export class Seeds {
   /** @param {HTMLButtonElement} button @param {number} generation */
   async #fetch(button, generation) {
     const { canvas } = this;
-    const model = canvas.session?.model ? `&model=${encodeURIComponent(canvas.session.model)}` : "";
-    const path = `api/seeds/${button.dataset.seed}.webp?psi=${canvas.truncationPsi}&size=${SIZE}${model}`;
+    const { model, label = null } = canvas.session ?? {};
+    const query = new URLSearchParams({ psi: String(canvas.truncationPsi), size: String(SIZE) });
+    if (model) query.set("model", model);
+    if (label !== null) query.set("label", label);
+    const path = `api/seeds/${button.dataset.seed}.webp?${query}`;
     try {
       const blob = await canvas.fetch(path);
       const image = /** @type {HTMLImageElement} */ (button.firstElementChild);
