@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +23,8 @@ from .errors import DragError
 from .frozen import FrozenSynthesis, Trace, scaled_for, supported
 from .generator import Activations, Generator
 from .packed_conv import can_pack
-from .regions import Region, RegionTrace
+from .places import Place, Places, Region
+from .regions import RegionTrace
 from .views import FeatureView
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -169,6 +171,7 @@ class FastEngine:
         self.synthesis, self.precision, self.size = synthesis, precision, size
         self.captured = OrderedDict() if captured is None else captured
         self.level_cost = level_cost(self.device, synthesis.precision)
+        self._places = Places(synthesis)
 
     @property
     def device(self) -> torch.device:
@@ -188,14 +191,21 @@ class FastEngine:
         first = None if region is None else regions.first_block(self.synthesis, region, self.level_cost)
         if region is None or first is None:
             return self.whole(w_plus) if whole is None else whole
-        return self.on_crops(w_plus, region, first, whole)
+        return self.on_crops(w_plus, region, first, whole, self._places.of(region, first))
 
-    def on_crops(self, w_plus: Tensor, region: Region, first: int, whole: FrozenFeatures | None) -> FrozenFeatures:
+    def on_crops(
+        self,
+        w_plus: Tensor,
+        region: Region,
+        first: int,
+        whole: FrozenFeatures | None,
+        known: Sequence[Place] | None = None,
+    ) -> FrozenFeatures:
         if whole is None:
-            trace = regions.forward(self.synthesis, w_plus, region, first)
+            trace = regions.forward(self.synthesis, w_plus, region, first, known)
         else:
             assert isinstance(whole.trace, Trace)
-            trace = regions.from_whole(self.synthesis, whole.trace, region, first)
+            trace = regions.from_whole(self.synthesis, whole.trace, region, first, known)
         scale = self.size[0] // self.resolution
         side = region.size * scale
         return FrozenFeatures(trace, FeatureView(seen(trace.feature), self.size, region.origin * scale, (side, side)))

@@ -18,7 +18,8 @@ from torch import Tensor
 from . import ops
 from .config import DragConfig
 from .engine import FastEngine, FrozenFeatures
-from .regions import Region, first_block, region_around, region_size
+from .places import Region
+from .regions import first_block, region_around, region_size
 from .views import beyond
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # torch's Adam defaults, which the published program uses
