@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import synthesis_ops
@@ -156,14 +157,10 @@ class FrozenRgb:
         self.weight = layer.weight.detach()[:, :, 0, 0].float()  # [image_channels, C]
         self.bias = layer.bias.detach().float()
 
-    def __call__(self, x: Tensor, w: Tensor) -> Tensor:
-        """x [B, C, h, w], w [B, w_dim] → [B, image_channels, h, w] float32."""
-        weight = self.weight * self.affine(w)[:, None, :]
-        cells = x.permute(0, 2, 3, 1).flatten(1, 2)
-        rgb = torch.matmul(cells, weight.transpose(1, 2).to(x.dtype)).float() + self.bias
-        if self.clamp is not None:
-            rgb = rgb.clamp(-self.clamp, self.clamp)
-        return rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    def __call__(self, x: Tensor, w: Tensor, onto: Tensor | None) -> Tensor:
+        """x [B, C, h, w], w [B, w_dim] → [B, image_channels, h, w] float32, added to ``onto`` if there is one."""
+        weight = self.weight * F.linear(w, self.affine.weight, self.affine.bias)[:, None, :]
+        return synthesis_ops.to_rgb(x, weight, self.bias, self.clamp, onto)
 
 
 class FrozenSynthesis:
@@ -267,8 +264,7 @@ class FrozenSynthesis:
         rgb = self.rgb[block]
         if rgb is None:
             return image
-        added = rgb(x, w_plus[:, 2 * block + 1])
-        return added if image is None else image.add_(added)
+        return rgb(x, w_plus[:, 2 * block + 1], image)
 
     @torch.no_grad()
     def backward(self, trace: Trace, grad_feature: Tensor) -> Tensor:

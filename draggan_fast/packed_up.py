@@ -19,7 +19,8 @@ from .synthesis_ops import Phases
 PHASE = (((2, 0), 1), ((1,), 0))
 TILE, SIDE = 3, 7  # kernels/winograd_up.py
 # When Winograd's way is taken: on AVX2 1.3 to 2.5 times as fast (bench/results/*_convolutions_*).
-LEAST_TILES = 9
+LEAST_TILES, MANY_TILES = 4, 9  # the second where there are many weights: they are three times as many as directly
+MANY_WEIGHTS = 1 << 16  # C·C'
 LEAST_CHANNELS = 32  # C·C' / (C + C'): what is multiplied for each channel that is transformed
 
 
@@ -27,7 +28,8 @@ def up_pays(shape: tuple[int, int, int], channels: tuple[int, int]) -> bool:
     """Whether Winograd's way is less work for an x of this (batch, height, width) and these numbers of channels."""
     batch, *hw = shape
     down, across = (math.ceil(side / TILE) for side in hw)
-    return batch * down * across >= LEAST_TILES and channels[0] * channels[1] >= LEAST_CHANNELS * sum(channels)
+    least = LEAST_TILES if channels[0] * channels[1] <= MANY_WEIGHTS else MANY_TILES
+    return batch * down * across >= least and channels[0] * channels[1] >= LEAST_CHANNELS * sum(channels)
 
 
 class PackedUp:

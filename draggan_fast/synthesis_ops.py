@@ -29,8 +29,8 @@ from .ops import what_is_missing, wished_backend
 
 __all__ = [
     "Phases", "StyleMatrices", "activate", "activate_backward", "activate_backward_fir", "backend", "fir_activate",
-    "latent_gradient", "modulation", "winograd_conv", "winograd_served", "winograd_up", "winograd_up_transpose",
-    "winograd_up_weight", "winograd_weight",
+    "latent_gradient", "modulation", "to_rgb", "winograd_conv", "winograd_served", "winograd_up",
+    "winograd_up_transpose", "winograd_up_weight", "winograd_weight",
 ]  # fmt: skip
 
 SERVED_DTYPES = {
@@ -224,3 +224,15 @@ def latent_gradient(
     return styles.latent_gradient(
         grad_styles, grad_demodulations, of_styles, of_demodulations, matrices.energies, matrices.affines, divisors
     )
+
+
+def to_rgb(x: Tensor, weight: Tensor, bias: Tensor, clamp: float | None, onto: Tensor | None) -> Tensor:
+    """``kernels.styles.to_rgb``, added to an image that is there (in place)."""
+    if x.dtype == torch.float32 and _server(x) == "cpp":
+        if onto is None:
+            onto = x.new_zeros(x.shape[0], len(bias), *x.shape[2:])
+        onto = onto.contiguous()
+        torch.ops.draggan_fast_native.add_to_rgb(x, weight, bias, clamp, onto)
+        return onto
+    added = styles.to_rgb(x, weight, bias, clamp)
+    return added if onto is None else onto.add_(added)

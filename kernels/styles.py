@@ -2,7 +2,8 @@
 specification of the fast ones.
 
 A layer's style is s = A·w + b, its demodulation d = (E·s² + ε)^−½ with E = Σ W² over the kernel (Karras et al. 2020,
-§2.2). All float32. Per layer, lists of as many: affine [C, w_dim], bias [C], energy E [C', C].
+§2.2). A ToRGB layer has the style in its few weights, and no demodulation. All float32. Per layer, lists of as many:
+affine [C, w_dim], bias [C], energy E [C', C].
 """
 
 from __future__ import annotations
@@ -48,3 +49,13 @@ def latent_gradient(
         total = grad - style * ((grad_demodulations[index] * demodulation**3) @ energies[index])
         rows.append((total if divisors is None else total / divisors[index]) @ affines[index])
     return torch.stack(rows, dim=1)
+
+
+def to_rgb(x: Tensor, weight: Tensor, bias: Tensor, clamp: float | None) -> Tensor:
+    """x [B, C, h, w] of any float type, weight [B, colours, C] with the style in it → [B, colours, h, w] float32,
+    contiguous; clamp: its bound, or None."""
+    cells = x.permute(0, 2, 3, 1).flatten(1, 2)
+    rgb = torch.matmul(cells, weight.transpose(1, 2).to(x.dtype)).float() + bias
+    if clamp is not None:
+        rgb = rgb.clamp(-clamp, clamp)
+    return rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2).contiguous()

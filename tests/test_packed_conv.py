@@ -110,7 +110,7 @@ def test_a_warm_step_lays_no_weight_out_anew(threads: str) -> None:
     )
     lines = [line.split(",") for line in told.stdout.splitlines() if line.startswith("onednn_verbose")]
     made = [line for line in lines if "exec" in line[3:4]]
-    assert sum(line[5] == "convolution" for line in made) > 10, "oneDNN said nothing of its work"
+    assert sum(line[5] == "convolution" for line in made) > 4, "oneDNN said nothing of its work"
     # The small ones are of the picture's three channels and the FIR on them.
     reordered = [line[-2] for line in made if line[5] == "reorder"]
     assert not [sizes for sizes in reordered if math.prod(int(size) for size in sizes.split("x")) > 1 << 16]
