@@ -4,13 +4,15 @@
     python -m draggan_fast.bench.live_page --soak 10 --json …   what is held after minutes of random gestures
 
 A server of its own, a browser of its own; real pointer moves at 60 a second, in circles around where the pointer was
-pressed. The page itself takes the times: ``performance.now()`` in the handler of each move, and in the animation frame
+pressed. For the soak Playwright drives the browser, otherwise nobody looks into it (``devtools``). The page itself
+takes the times: ``performance.now()`` in the handler of each move, and in the animation frame
 in which the first frame with the move's stamp or a later one was drawn. What the screen takes after that is not in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -23,7 +25,8 @@ from draggan_fast import DragError
 from draggan_fast.atomic import write_bytes
 from draggan_fast.command_common import check_writable
 
-from .browser import LivePage, LiveServer, Point, browser
+from .browser import LivePage, LiveServer, Point, browser, find_chromium
+from .devtools import PlainLivePage, plain_browser
 from .machine import machine
 from .page_soak import Soak
 
@@ -141,9 +144,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.soak is not None and not 0 < arguments.soak <= 24 * 60:
         raise DragError(f"--soak takes minutes, above 0 and up to a day, not {arguments.soak:g}.")
     threads = [] if arguments.threads is None else ["--threads", str(arguments.threads)]
-    with LiveServer(["--model", arguments.model, *threads]) as server, browser() as chromium:
-        page = chromium.new_page(viewport={"width": width, "height": height})
-        live = LivePage(page, server.url).open()
+    with LiveServer(["--model", arguments.model, *threads]) as server, contextlib.ExitStack() as stack:
+        if arguments.soak is None:
+            page, version = stack.enter_context(plain_browser(width, height))
+            live: LivePage = PlainLivePage(page, server.url)
+        else:
+            chromium = stack.enter_context(browser())
+            live = LivePage(chromium.new_page(viewport={"width": width, "height": height}), server.url)
+            version = chromium.version
+        live.open()
         if arguments.fps:
             live.element(f"element.connection.send('view', {{ fps: {arguments.fps} }})")
         session = live.element("element.session")
@@ -161,8 +170,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "model": session["model"], "engine": session["engine"],
                 "precision": session["precision"], "size": arguments.size, "seconds": arguments.seconds,
                 "moves_per_second": MOVES_PER_SECOND, "view": live.element("element.view"), "fps": arguments.fps,
-                "threads": arguments.threads, "browser": chromium.version,
-                "priority": os.getpriority(os.PRIO_PROCESS, 0),  # of the server and the browser too
+                "threads": arguments.threads, "browser": version,
+                "browser_program": os.path.basename(find_chromium() or ""),
+                "priority": os.getpriority(os.PRIO_PROCESS, 0),  # of the server too, and at best of the browser
                 "load_average_before": round(load, 2), "load_average_after": round(os.getloadavg()[0], 2),
             },
             "rows": rows,
