@@ -87,6 +87,14 @@ class Operations(Inspector):
         elif name_of(func) == "winograd_up_transpose":  # (4 phases, panels, …) → x
             (batch, made, height, width), channels = result.shape, args[4].shape[2]
             self.by_part[self.part].matrix += 2 * 49 * batch * -(-height // 3) * -(-width // 3) * channels * made
+        elif name_of(func) == "modulation":  # (w_plus, first row, affines, biases, energies): a product each
+            weights = sum(t.numel() for part in (args[2], args[4]) for t in part)
+            self.by_part[self.part].matrix += 2 * args[0].shape[0] * weights
+        elif name_of(func) == "latent_gradient":  # (four lists, energies, affines)
+            weights = sum(t.numel() for part in args[4:6] for t in part)
+            self.by_part[self.part].matrix += 2 * result.shape[0] * weights
+        elif name_of(func) == "add_to_rgb":  # (x, weight, …)
+            self.by_part[self.part].matrix += 2 * args[0].numel() * args[1].shape[1]
         elif (
             func.namespace == "mkldnn"
         ):  # the packed convolutions of the fast engine: (x, weight, …) or (sum, x, weight, …)

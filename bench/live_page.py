@@ -171,6 +171,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "precision": session["precision"], "size": arguments.size, "seconds": arguments.seconds,
                 "moves_per_second": MOVES_PER_SECOND, "view": live.element("element.view"), "fps": arguments.fps,
                 "threads": arguments.threads, "browser": version,
+                "format": live.element("element.frame.picture.type || 'raw'"),  # of frames
                 "browser_program": os.path.basename(find_chromium() or ""),
                 "priority": os.getpriority(os.PRIO_PROCESS, 0),  # of the server too, and at best of the browser
                 "load_average_before": round(load, 2), "load_average_after": round(os.getloadavg()[0], 2),

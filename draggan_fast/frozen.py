@@ -75,11 +75,11 @@ class FrozenLayer:
         self.up, self.taps = layer.up, layer.taps
         self.weights = weight.numel()
         self.multiply_adds = self.weights * size * size
-        self.bias = layer.bias.detach().float()
+        self.bias = layer.bias.detach().float().clone()  # of today, as all that is packed
         self.energy = layer.weight.detach().float().square().sum(dim=(2, 3))  # Σ W² [C', C]
         self.noise = (layer.noise_const * layer.noise_strength).detach().float() if layer.use_noise else None
         self.clamp = layer.clamp
-        self.affine = layer.affine
+        self.affine, self.affine_bias = (t.detach().clone() for t in (layer.affine.weight, layer.affine.bias))
         self.conv: PackedConv | PackedUp
         self.conv_back: PackedConv | PackedUp | None = None
         if self.up:
@@ -153,13 +153,14 @@ class FrozenRgb:
     """One ToRGB: the style goes into its few weights instead of the map."""
 
     def __init__(self, layer: ToRGB) -> None:
-        self.affine, self.clamp = layer.affine, layer.clamp
-        self.weight = layer.weight.detach()[:, :, 0, 0].float()  # [image_channels, C]
-        self.bias = layer.bias.detach().float()
+        self.clamp = layer.clamp
+        self.affine, self.affine_bias = (t.detach().clone() for t in (layer.affine.weight, layer.affine.bias))
+        self.weight = layer.weight.detach()[:, :, 0, 0].float().clone()  # [image_channels, C]
+        self.bias = layer.bias.detach().float().clone()
 
     def __call__(self, x: Tensor, w: Tensor, onto: Tensor | None) -> Tensor:
         """x [B, C, h, w], w [B, w_dim] → [B, image_channels, h, w] float32, added to ``onto`` if there is one."""
-        weight = self.weight * F.linear(w, self.affine.weight, self.affine.bias)[:, None, :]
+        weight = self.weight * F.linear(w, self.affine, self.affine_bias)[:, None, :]
         return synthesis_ops.to_rgb(x, weight, self.bias, self.clamp, onto)
 
 
@@ -304,8 +305,8 @@ class StyleGradients(NamedTuple):
 
 def matrices_of(layers: Sequence[FrozenLayer]) -> StyleMatrices:
     return StyleMatrices(
-        [layer.affine.weight.detach() for layer in layers],
-        [layer.affine.bias.detach() for layer in layers],
+        [layer.affine for layer in layers],
+        [layer.affine_bias for layer in layers],
         [layer.energy for layer in layers],
     )
 

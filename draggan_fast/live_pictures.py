@@ -14,6 +14,13 @@ from .live_models import settings
 from .media import Frame
 from .session import DragSession
 
+MOST_RAW = 256 * 256  # pixels that are sent as they are
+
+
+def format_for(picture: Frame, asked: str) -> str:
+    """Large pictures are encoded whatever is asked for: a viewer could keep a server busy with copying pixels."""
+    return "jpeg" if asked == "raw" and picture.shape[0] * picture.shape[1] > MOST_RAW else asked
+
 
 def encode(picture: Frame, format_name: str, quality: int) -> bytes:
     """uint8 [H, W, 3] → JPEG or WebP, in haste: a live frame is seen for a moment. Or raw: RGBA, row by row."""

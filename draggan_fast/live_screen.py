@@ -100,7 +100,8 @@ class Screen:
         start = time.perf_counter()
         picture = drag.preview() if preview else drag.render()
         rendered = time.perf_counter()
-        data = live_pictures.encode(picture, viewer.view.format, viewer.view.quality)
+        kind = live_pictures.format_for(picture, viewer.view.format)
+        data = live_pictures.encode(picture, kind, viewer.view.quality)
         encoded = time.perf_counter()
         handles, targets = drag.handle_points, drag.target_points
         distances = ((handles - targets) ** 2).sum(axis=1) ** 0.5
@@ -122,7 +123,7 @@ class Screen:
         self._metrics.stage("encode", encoded - rendered)
         stamp, arrived = self.stamp
         return Frame(
-            viewer.view.format,
+            kind,
             flags,
             drag.steps,
             stamp,

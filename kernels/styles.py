@@ -52,10 +52,10 @@ def latent_gradient(
 
 
 def to_rgb(x: Tensor, weight: Tensor, bias: Tensor, clamp: float | None) -> Tensor:
-    """x [B, C, h, w] of any float type, weight [B, colours, C] with the style in it → [B, colours, h, w] float32,
-    contiguous; clamp: its bound, or None."""
+    """x [B, C, h, w] of any float type, weight [B, colours, C] with the style in it → [B, colours, h, w] float32;
+    clamp: its bound, or None."""
     cells = x.permute(0, 2, 3, 1).flatten(1, 2)
     rgb = torch.matmul(cells, weight.transpose(1, 2).to(x.dtype)).float() + bias
     if clamp is not None:
         rgb = rgb.clamp(-clamp, clamp)
-    return rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2).contiguous()
+    return rgb.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)

@@ -208,8 +208,11 @@ def test_the_address_says_which_class_is_begun_with(open_tab):
     with running(dg.create_app([tiny_model("classes", c_dim=3)])) as port:
         live = open_tab(port, fragment="#seed=5&label=1").live
         assert live.element("[element.session.seed, element.session.label]") == [5, 1]
-        page = open_tab(port, fragment="#label=3", ready=False).page
-        page.get_by_text("give a label from 0 to 2, not 3.").first.wait_for()
+        for wrong in ("3", "-1", "x"):  # the first class, and a word about it
+            live = open_tab(port, fragment=f"#label={wrong}&seed=x").live
+            assert live.element("element.session.label") == 0
+            said = live.element("element.shadowRoot.querySelector('[aria-live]').textContent")
+            assert said == f"There is no class {wrong}: give one from 0 to 2."
     with running(dg.create_app(tiny_model())) as port:  # no classes here: nothing to choose
         assert open_tab(port, fragment="#label=1").live.element("element.session.label") is None
 

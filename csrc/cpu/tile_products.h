@@ -24,6 +24,7 @@ inline float* scratch_of(int64_t count) {
   thread_local int64_t size = 0;
   if (count > size) {
     floats.reset();
+    size = 0;  // also if there is no memory for more
     floats = uninitialised_floats(count);
     size = count;
   }

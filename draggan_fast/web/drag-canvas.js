@@ -51,6 +51,7 @@ export class DragCanvas extends HTMLElement {
 
   /** @type {Driver | null} */ #driver = null;
   #remembered = new Remembered(this);
+  #viewAs = ""; // what this connection was told of it
   #present = false; // the server has this picture, and this connection sees it
   #recalled = Promise.resolve(); // what an earlier page has kept of it
 
@@ -336,12 +337,23 @@ export class DragCanvas extends HTMLElement {
     }
     this.welcome = message;
     this.#tell("welcome", message);
-    const near = this.connection && HERE.has(new URL(this.connection.base).hostname);
-    this.connection?.send("view", { ...VIEW_SMALL, ...(near && { format: "raw" }), ...this.view });
+    this.#viewAs = "";
+    this.#look(0);
     if (message.resumed) return;
     // Nothing is lost with a picture that nobody has touched, or whose copy is here.
     if (resuming && !this.#copy.file && (!this.session || this.status?.step)) this.#tell("lost", {});
     void this.#beginning.begin();
+  }
+
+  /** Says what shall be sent, of a picture of this size. @param {number} side  in pixels */
+  #look(side) {
+    const { connection } = this;
+    const usual = side > SMALL ? VIEW_LARGE : VIEW_SMALL;
+    const near = connection && side <= SMALL && HERE.has(new URL(connection.base).hostname);
+    const view = { ...usual, ...(near && { format: "raw" }), ...this.view };
+    if (this.#viewAs === JSON.stringify(view)) return;
+    this.#viewAs = JSON.stringify(view);
+    connection?.send("view", view);
   }
 
   /** @param {any} message */
@@ -352,11 +364,10 @@ export class DragCanvas extends HTMLElement {
     this.truncationPsi = message.truncation_psi ?? this.truncationPsi;
     if (other) this.latency.reset();
     this.#remembered.note(/** @type {Connection} */ (this.connection).base, message.session);
-    this.#copy.named(message.session);
     const { width, height } = message;
     this.viewport.setPicture(width, height);
     this.#painter.setSize(width, height);
-    if (Math.max(width, height) > SMALL) this.connection?.send("view", { ...VIEW_LARGE, ...this.view });
+    this.#look(Math.max(width, height));
     this.mask.setSize(width, height);
     this.points.set(message.handles, message.targets);
     this.points.pending = null;
@@ -420,10 +431,11 @@ export class DragCanvas extends HTMLElement {
   // --- small things --------------------------------------------------------------------------------------------------
 
   async #sendMask() {
-    const stroke = this.mask.end();
+    const sent = this.mask.end();
     this.#marks.drawVeil();
-    if (!stroke || (await this.#request("mask", stroke))) return;
-    this.mask.revert();
+    if (!sent) return;
+    if (await this.#request("mask", sent.message)) return this.mask.accept(sent);
+    this.mask.refuse(sent);
     this.#marks.drawVeil();
   }
 

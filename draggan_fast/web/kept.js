@@ -9,6 +9,7 @@ const DATABASE = "drag-canvas";
 const STORE = "copies";
 const MOST = 16; // copies: of as many tabs
 const MOST_BYTES = 64 << 20; // of all together
+const LATE_MS = 10000;
 const MOST_MS = 14 * 24 * 3600 * 1000; // a tab that a browser brings back after longer begins anew
 
 /** @param {string} key @returns {string} "" if there is none */
@@ -33,9 +34,10 @@ export function keepWord(key, value) {
 
 /** The copy of this name. @param {string} key @returns {Promise<Blob | null>} */
 export function copyOf(key) {
-  return inStore("readonly", (store, done) => {
+  return inStore("readwrite", (store, done) => {
     const found = store.get(key);
     found.onsuccess = () => done(fresh(found.result) ? found.result.file : null);
+    tidy(store);
   });
 }
 
@@ -48,18 +50,23 @@ export function keepCopy(key, file, instead) {
   return inStore("readwrite", (store) => {
     if (instead) store.delete(instead);
     store.put({ key, file, at: Date.now() });
-    let count = 0;
-    let bytes = 0;
-    const newestFirst = store.index("at").openCursor(null, "prev");
-    newestFirst.onsuccess = () => {
-      const cursor = newestFirst.result;
-      if (!cursor) return;
-      count += 1;
-      bytes += cursor.value.file.size;
-      if (count > MOST || bytes > MOST_BYTES || !fresh(cursor.value)) cursor.delete();
-      cursor.continue();
-    };
+    tidy(store);
   });
+}
+
+/** What is old goes, and the oldest of what is too much. @param {IDBObjectStore} store */
+function tidy(store) {
+  let count = 0;
+  let bytes = 0;
+  const newestFirst = store.index("at").openCursor(null, "prev");
+  newestFirst.onsuccess = () => {
+    const cursor = newestFirst.result;
+    if (!cursor) return;
+    count += 1;
+    bytes += cursor.value.file.size;
+    if (count > MOST || bytes > MOST_BYTES || !fresh(cursor.value)) cursor.delete();
+    cursor.continue();
+  };
 }
 
 /** @param {string} key */
@@ -96,9 +103,16 @@ function inStore(mode, act) {
       database.close(); // subtle: not held, so that no tab stands in the way of a newer page's database
     }
   };
-  const outcome = last.then(run).catch(() => null);
+  const outcome = last.then(() => Promise.race([run(), tooLate()])).catch(() => null);
   last = outcome;
   return outcome;
+}
+
+/** A browser that never answers must not hold up what comes after. @returns {Promise<null>} */
+function tooLate() {
+  return new Promise((resolve) => {
+    window.setTimeout(() => resolve(null), LATE_MS);
+  });
 }
 
 /** @returns {Promise<IDBDatabase>} */
@@ -107,6 +121,7 @@ function opened() {
     const asked = indexedDB.open(DATABASE, 1);
     asked.onupgradeneeded = () => asked.result.createObjectStore(STORE, { keyPath: "key" }).createIndex("at", "at");
     asked.onsuccess = () => resolve(asked.result);
-    asked.onerror = asked.onblocked = () => reject(asked.error);
+    asked.onerror = () => reject(asked.error);
+    asked.onblocked = () => reject(new Error("Another tab holds the database."));
   });
 }

@@ -10,6 +10,8 @@ const MOST_POINTS = 4000; // of one stroke; the protocol allows 5000
 
 /** @typedef {import("./viewport.js").Point} Point */
 /** @typedef {{points: Point[], radius: number, movable: boolean}} Stroke  in pixels of the picture */
+/** @typedef {{present: boolean, pixels: Uint8Array<ArrayBuffer>}} Before  what a stroke was painted on */
+/** @typedef {{message: {strokes: Stroke[], base: string}, before: Before}} Sent */
 
 export class Mask {
   /** Opaque where the picture may change: what is shown, its edges drawn round between the pixels. */
@@ -20,7 +22,9 @@ export class Mask {
   #size = { width: 1, height: 1 };
   #pixels = new Uint8Array(1); // of the picture: 1 where it may change
   /** @type {Stroke | null} */ #stroke = null;
-  /** @type {{present: boolean, pixels: Uint8Array<ArrayBuffer>} | null} */ #before = null;
+  /** @type {Before | null} */ #before = null;
+  /** @type {Sent[]} */ #sent = []; // strokes that the server has not answered yet, the oldest first
+  #loads = 0;
 
   constructor() {
     this.context = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d", { willReadFrequently: true }));
@@ -35,13 +39,21 @@ export class Mask {
     this.canvas.width = width * this.#factor;
     this.canvas.height = height * this.#factor;
     this.present = false;
+    this.#forget();
   }
 
   clear() {
     this.#pixels.fill(0);
     this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.present = false;
+    this.#forget();
+  }
+
+  /** There is another mask: what was painted and what is being loaded belongs to the former one. */
+  #forget() {
+    this.#loads += 1;
     this.#stroke = this.#before = null;
+    this.#sent = [];
   }
 
   get painting() {
@@ -59,7 +71,7 @@ export class Mask {
    * @param {boolean} movable
    */
   begin(at, radius, movable) {
-    this.#before = { present: this.present, pixels: this.#pixels.slice() };
+    this.#before = this.#snapshot();
     if (!this.present) {
       this.#pixels.fill(movable ? 0 : 1);
       this.#show();
@@ -67,7 +79,7 @@ export class Mask {
     this.present = true;
     const first = rounded(at);
     this.#stroke = { points: [first], radius: hundredths(radius), movable };
-    this.#paint(first, first);
+    this.#paint(this.#stroke, first, first);
   }
 
   /** @param {Point} at */
@@ -78,39 +90,85 @@ export class Mask {
     if (Math.hypot(at[0] - last[0], at[1] - last[1]) < Math.max(stroke.radius / 8, 0.5)) return;
     const next = rounded(at);
     stroke.points.push(next);
-    this.#paint(last, next);
+    this.#paint(stroke, last, next);
   }
 
-  /** The `mask` message of the stroke that ends. @returns {{strokes: Stroke[], base: string} | null} */
+  /** The stroke that ends: to be sent as a `mask` message, then `accept`ed or `refuse`d. @returns {Sent | null} */
   end() {
-    const stroke = this.#stroke;
-    this.#stroke = null;
-    if (!stroke || !this.#before) return null;
-    const base = this.#before.present ? "present" : stroke.movable ? "fixed" : "movable";
-    return { strokes: [stroke], base };
+    const [stroke, before] = [this.#stroke, this.#before];
+    this.#stroke = this.#before = null;
+    if (!stroke || !before) return null;
+    const base = before.present ? "present" : stroke.movable ? "fixed" : "movable";
+    const sent = { message: { strokes: [stroke], base }, before };
+    this.#sent.push(sent);
+    return sent;
   }
 
-  /** Takes the last stroke back: it was cancelled, or the server refused it. */
-  revert() {
-    this.#stroke = null;
-    if (!this.#before) return;
-    this.#pixels = this.#before.pixels;
-    this.present = this.#before.present;
-    this.#before = null;
+  /** The server has the stroke. @param {Sent} sent */
+  accept(sent) {
+    this.#sent = this.#sent.filter((other) => other !== sent);
+  }
+
+  /** The server has not: it is taken back, and those painted after it are painted anew. @param {Sent} sent */
+  refuse(sent) {
+    const at = this.#sent.indexOf(sent);
+    if (at < 0) return; // another mask has come since
+    const later = this.#sent.slice(at + 1);
+    this.#sent.length = at;
+    this.#goBack(sent.before);
+    for (const other of later) {
+      other.before = this.#snapshot();
+      this.#sent.push(other);
+      this.#repaint(other.message.strokes[0], other.message.base);
+    }
+    if (this.#stroke) {
+      this.#before = this.#snapshot();
+      this.#repaint(this.#stroke, this.#stroke.movable ? "fixed" : "movable");
+    }
     this.#show();
+  }
+
+  /** Takes back the stroke that is being painted: it was cancelled. */
+  revert() {
+    const before = this.#before;
+    this.#stroke = this.#before = null;
+    if (!before) return;
+    this.#goBack(before);
+    this.#show();
+  }
+
+  /** @returns {Before} */
+  #snapshot() {
+    return { present: this.present, pixels: this.#pixels.slice() };
+  }
+
+  /** @param {Before} before */
+  #goBack(before) {
+    this.#pixels = before.pixels.slice();
+    this.present = before.present;
+  }
+
+  /** As the server does it. @param {Stroke} stroke @param {string} base */
+  #repaint(stroke, base) {
+    if (!this.present) this.#pixels.fill(base === "fixed" ? 0 : 1);
+    this.present = true;
+    const { points } = stroke;
+    points.forEach((point, index) => this.#paint(stroke, points[Math.max(index - 1, 0)], point));
   }
 
   /** @param {string | null} png  base64, of the picture's size; light may move */
   async load(png) {
     if (!png) return this.clear();
     const bytes = Uint8Array.from(atob(png), (character) => character.charCodeAt(0));
+    this.#forget();
+    const load = this.#loads;
     const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+    if (load !== this.#loads) return undefined; // overtaken
     const context = this.#blank();
     context.drawImage(bitmap, 0, 0);
     bitmap.close();
     const { data } = context.getImageData(0, 0, this.#size.width, this.#size.height);
     this.#pixels = Uint8Array.from(this.#pixels, (_, index) => (data[4 * index] >= 128 ? 1 : 0));
-    this.#stroke = this.#before = null;
     this.present = true;
     this.#show();
     return undefined;
@@ -137,9 +195,8 @@ export class Mask {
     return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   }
 
-  /** @param {Point} from @param {Point} to */
-  #paint(from, to) {
-    const { radius, movable } = /** @type {Stroke} */ (this.#stroke);
+  /** @param {Stroke} stroke @param {Point} from @param {Point} to */
+  #paint({ radius, movable }, from, to) {
     const { width, height } = this.#size;
     const box = { left: width, top: height, right: 0, bottom: 0 };
     cover(from, to, radius, this.#size, (y, begin, end) => {

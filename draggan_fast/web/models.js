@@ -73,7 +73,11 @@ export class ModelChoice {
     const returns = copy || welcome?.resumed || (session && welcome?.models.includes(session.model));
     if (isConnected && returns) return;
     this.#labelled ||= !this.canvas.hasAttribute("label");
-    if (this.#labelled) this.canvas.setAttribute("label", this.first);
+    // What the address asks for may be no class: then the first, or nothing here would ever show a picture.
+    const most = this.models[0].classes - 1;
+    const known = /^\d{1,9}$/.test(this.first) && Number(this.first) <= most;
+    if (!known) this.canvas.announce(`There is no class ${this.first}: give one from 0 to ${most}.`);
+    if (this.#labelled) this.canvas.setAttribute("label", known ? this.first : "0");
   }
 
   /** Another server's pictures had classes, the ones of this have none. */

@@ -262,7 +262,8 @@ async function begin() {
   buildHelp(byId("help"));
   buildExportMenu(byId("export"), byId("export-menu"), canvas, (text) => notices.toast(text));
   if (matchMedia(NARROW).matches) for (const section of document.querySelectorAll("details")) section.open = false;
-  canvas.setAttribute("seed", wanted("seed") ?? String(FIRST_SEED));
+  const seed = wanted("seed") ?? "";
+  canvas.setAttribute("seed", /^\d{1,10}$/.test(seed) ? seed : String(FIRST_SEED));
   canvas.setAttribute("token", takeToken());
   canvas.setAttribute("remember", "");
   canvas.setAttribute("src", ".");
