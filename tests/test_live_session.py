@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import draggan_fast as dg
-from draggan_fast import live_session, live_timeline, protocol
+from draggan_fast import live_pictures, live_session, live_timeline, protocol
 from draggan_fast.live_strokes import stroke_mask
 from draggan_fast.live_timeline import Timeline
 from tests.live_models import tiny_model
@@ -310,6 +310,9 @@ def test_formats(talk):
     pixels = np.frombuffer(frame.picture, np.uint8).reshape(32, 32, 4)
     assert (pixels[..., 3] == 255).all()
     np.testing.assert_array_equal(pixels[..., :3], talk.live.drag.render())
+    large = np.zeros((257, 256, 3), np.uint8)  # whatever is asked for
+    assert [live_pictures.format_for(p, "raw") for p in (large, large[:-1])] == ["jpeg", "raw"]
+    assert live_pictures.format_for(large, "webp") == "webp"
 
 
 def test_a_viewer_that_does_not_acknowledge_gets_two_frames_and_then_the_newest(talk):

@@ -82,6 +82,24 @@ def test_other_weights_and_inference_tensors() -> None:
     torch.testing.assert_close(conv(x), expected, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_a_frozen_network_stays_what_it_was_whatever_its_weights_become():
+    config = dg.GeneratorConfig(
+        resolution=32, z_dim=16, w_dim=16, channels=(48, 48, 40, 36), mapping_widths=(16,), use_noise=False
+    )
+    generator = dg.Generator(config).freeze()
+    frozen = FrozenSynthesis(generator, 2, torch.float32)
+    w_plus = torch.randn(1, config.num_ws, 16)
+    trace = frozen.forward(w_plus)
+    picture, gradient = frozen.render(trace, w_plus), frozen.backward(trace, trace.feature)
+    for parameter in generator.parameters():
+        parameter.zero_()
+    again = frozen.forward(w_plus)
+    assert torch.equal(again.feature, trace.feature)
+    assert torch.equal(frozen.render(again, w_plus), picture)
+    assert torch.equal(frozen.backward(again, again.feature), gradient)
+
+
 WARM_STEP = """
 import sys, torch
 import draggan_fast as dg

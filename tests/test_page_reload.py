@@ -57,8 +57,8 @@ def test_a_reload_after_the_server_was_killed_in_a_drag_shows_the_edited_picture
         server.kill()
         page.get_by_text("Reconnecting").wait_for()
         live.release()
+        page.goto("about:blank")  # nothing of the page is left but what it has stored, and it cannot come back before
         server.start()
-        page.goto("about:blank")  # nothing of the page is left but what it has stored
         live.open()
         live.until(f"element.ready && element.status?.step === {step}")
         assert live.element("element.status.targets") == targets

@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "../bilinear.h"
+#include "map_memory.h"
 #include "tensors.h"
 
 namespace draggan::cpu {
@@ -71,7 +72,10 @@ inline void check_map(const char* name, const Tensor& map, at::IntArrayRef shape
 }
 
 inline Tensor empty_map(at::IntArrayRef shape, const Tensor& like) {
-  return at::empty(shape, like.options(), at::MemoryFormat::ChannelsLast);
+  const int64_t channels = shape[1], row = shape[3] * channels, picture = shape[2] * row;
+  if (!worth_keeping(shape[0] * picture * like.element_size()))
+    return at::empty(shape, like.options(), at::MemoryFormat::ChannelsLast);
+  return map_from_memory(shape, {picture, 1, row, channels}, like.options());
 }
 
 inline const char* bytes_of(const Tensor& map) { return static_cast<const char*>(map.const_data_ptr()); }

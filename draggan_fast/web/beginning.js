@@ -61,7 +61,6 @@ export class Beginning {
       return false;
     }
     this.stop();
-    if (file && this.element.session) this.copy.named(this.element.session.session);
     if (file) this.tell("restored", {});
     return connection !== null;
   }

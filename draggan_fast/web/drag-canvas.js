@@ -367,6 +367,7 @@ export class DragCanvas extends HTMLElement {
     const { width, height } = message;
     this.viewport.setPicture(width, height);
     this.#painter.setSize(width, height);
+    this.#copy.named(message.session); // after `ok`: of a picture that is not the copy's there is none any more
     this.#look(Math.max(width, height));
     this.mask.setSize(width, height);
     this.points.set(message.handles, message.targets);
