@@ -66,7 +66,7 @@ class Shared(NamedTuple):
     captured: OrderedDict[Any, Any]
 
 
-# Of every network that is alive the last few: packed weights are as large as the network twice over. Sessions keep
+# Of every network that is alive the last few: packed weights are several times as large as the network. Sessions keep
 # what they use in any case.
 KEPT = 2
 _frozen: weakref.WeakKeyDictionary[Generator, OrderedDict[tuple[Any, ...], Shared]] = weakref.WeakKeyDictionary()

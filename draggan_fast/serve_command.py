@@ -127,7 +127,7 @@ def run(app: LiveApp, listener: socket.socket, host: str, secret: str, open_page
         app,
         ws="websockets-sansio",
         ws_max_size=app.live.limits.largest_message,
-        ws_per_message_deflate=False,  # pictures are compressed already
+        ws_per_message_deflate=False,  # pictures are compressed already, or stay on this machine
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=0.3,  # type: ignore[arg-type]  # seconds, which nothing asks to be whole; for slow readers
