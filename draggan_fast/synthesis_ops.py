@@ -1,11 +1,12 @@
 """The passes around the convolutions of a frozen network, Winograd's convolutions and styles: who computes them.
 
 ``draggan_fast.kernels.modulated_conv``, ``.winograd``, ``.winograd_up`` and ``.styles`` say what they compute. Float32
-and bfloat16 maps on a CPU are served by the compiled library where there is one, maps on a GPU by Triton where it is installed, everything else by
-those specifications: also what torch.compile traces, which fuses plain operators itself. ``ops.forced_backend`` and
-DRAGGAN_FAST_BACKEND force ``reference``, ``cpp`` or ``triton`` here too, and leave the choice where they force the one
-that has only drag ops (``cuda``). These are plain functions, not PyTorch operators: a step calls them about thirty
-times, knows its own backward pass, and would pay for the dispatcher's bookkeeping. No autograd.
+and bfloat16 maps on a CPU are served by the compiled library where there is one, maps on a GPU by Triton where it is
+installed, everything else by those specifications: also what torch.compile traces, which fuses plain operators itself.
+``ops.forced_backend`` and DRAGGAN_FAST_BACKEND force ``reference``, ``cpp`` or ``triton`` here too, and leave the
+choice where they force the one that has only drag ops (``cuda``). These are plain functions, not PyTorch operators: a
+step calls them about thirty times, knows its own backward pass, and would pay for the dispatcher's bookkeeping. No
+autograd.
 
 Maps must be channels-last; the fast passes refuse others, with a sentence.
 """
