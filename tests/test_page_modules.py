@@ -309,3 +309,43 @@ def test_a_brush_covers_the_pixels_that_the_server_paints(modules):
         distance = np.hypot(x - ax - along * dx, y - ay - along * dy)
         assert np.array_equal(server, distance <= max(radius, 0.5**0.5) + 1e-6), (start, end, radius)
     assert sum(map(len, covered)) > 1000
+
+
+def test_a_refused_stroke_is_taken_back_from_under_those_painted_since(modules):
+    result = modules.evaluate(
+        """() => import('/mask.js').then(({ Mask }) => {
+            const make = document.createElement.bind(document); // this page is an SVG
+            document.createElement = (name) => document.createElementNS('http://www.w3.org/1999/xhtml', name);
+            const mask = new Mask();
+            document.createElement = make;
+            mask.setSize(32, 32);
+            const stroke = (x, y, movable) => { mask.begin([x, y], 2, movable); return mask.end(); };
+            const movable = () => [[5, 5], [15, 15], [25, 25]].map((at) => mask.movableAt(at));
+            const seen = [];
+            const first = stroke(5, 5, true);
+            const second = stroke(15, 15, true);
+            seen.push([first.message.base, second.message.base, ...movable()]);
+            mask.begin([25, 25], 2, true); // a third is being painted
+            mask.refuse(first);
+            seen.push([...movable(), mask.painting]);
+            mask.refuse(first); // it is not there any more
+            mask.accept(second);
+            mask.refuse(second);
+            seen.push(movable());
+            mask.revert(); // the third is cancelled; what was accepted stays
+            mask.revert();
+            seen.push([...movable(), mask.present]);
+            const last = stroke(5, 5, false);
+            mask.clear();
+            mask.refuse(last); // of a mask that is gone
+            return [...seen, [...movable(), mask.present]];
+        })"""
+    )
+    assert result == [
+        ["fixed", "present", True, True, False],
+        # "present" of a server that has no mask: everything may move
+        [True, True, True, True],
+        [True, True, True],
+        [True, True, True, True],
+        [True, True, True, False],
+    ]
