@@ -179,7 +179,8 @@ class LivePage:
     def until_rest(self, seconds: float = 90.0) -> None:
         """Waits until the server has answered everything, nothing moves any more, and the last picture is shown."""
         states = ["idle", "done", "limit", "paused", "failed"]
-        shown = "!element.frame.running && element.frame.step === element.status.step"
+        # After a preview the picture follows in full.
+        shown = "!element.frame.running && !element.frame.preview && element.frame.step === element.status.step"
         self.until(f"element.settled && {states!r}.includes(element.status.state) && {shown}", seconds)
 
     def at(self, point: Point) -> Point:
