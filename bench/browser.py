@@ -44,6 +44,14 @@ def find_chromium() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
+def needed_chromium() -> str:
+    """The browser to use. Raises DragError where there is none."""
+    path = find_chromium()
+    if path is None:
+        raise DragError("No Chromium was found: install Debian's package chromium, or name it in DRAGGAN_FAST_BROWSER.")
+    return path
+
+
 CAP_SYS_NICE, PR_CAPBSET_DROP = 23, 24  # linux/capability.h, linux/prctl.h
 
 
@@ -63,9 +71,7 @@ def deny_raised_priority() -> None:
 @contextmanager
 def browser() -> Iterator[Any]:
     """A headless Chromium: Playwright's ``Browser``. Raises DragError where there is no browser or no Playwright."""
-    path = find_chromium()
-    if path is None:
-        raise DragError("No Chromium was found: install Debian's package chromium, or name it in DRAGGAN_FAST_BROWSER.")
+    path = needed_chromium()
     try:
         from playwright.sync_api import sync_playwright  # late: an extra
     except ImportError:

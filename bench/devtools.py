@@ -1,7 +1,7 @@
 """A browser that nobody looks into: Chromium by its own protocol (DevTools), for measuring.
 
-Playwright listens to everything a page does: each frame on a socket is told to it with its content, which on two cores
-takes a fifth of one from what is measured. Here nothing is switched on but what is asked for: scripts, and the pointer.
+Playwright listens to everything a page does: each frame on a socket is told to it with its content, at the
+cost of what is measured on the same cores. Here nothing is switched on but what is asked for: scripts, and the pointer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from draggan_fast import DragError
 
-from .browser import FLAGS, START_SECONDS, LivePage, deny_raised_priority, find_chromium
+from .browser import FLAGS, START_SECONDS, LivePage, deny_raised_priority, needed_chromium
 
 # A page that nobody sees must not be slowed down for it.
 AWAKE = (
@@ -114,9 +114,7 @@ class PlainLivePage(LivePage):
 @contextmanager
 def plain_browser(width: int, height: int) -> Iterator[tuple[PlainPage, str]]:
     """(a tab of this size, the browser's version). Raises DragError where there is no browser, or it does not start."""
-    path = find_chromium()
-    if path is None:
-        raise DragError("No Chromium was found: install Debian's package chromium, or name it in DRAGGAN_FAST_BROWSER.")
+    path = needed_chromium()
     try:
         from websockets.sync.client import connect  # late: an extra
     except ImportError:

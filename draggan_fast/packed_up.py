@@ -18,7 +18,7 @@ from .synthesis_ops import Phases
 # For each phase: which rows (columns) of the 3×3 kernel it uses, in correlation order, and its padding.
 PHASE = (((2, 0), 1), ((1,), 0))
 TILE, SIDE = 3, 7  # kernels/winograd_up.py
-# When Winograd's way is taken: on AVX2 1.3 to 2.5 times as fast (bench/results/*_convolutions_*).
+# When Winograd's way is taken: by trial on AVX2, no record holds these convolutions yet.
 LEAST_TILES, MANY_TILES = 4, 9  # the second where there are many weights: they are three times as many as directly
 MANY_WEIGHTS = 1 << 16  # C·C'
 LEAST_CHANNELS = 32  # C·C' / (C + C'): what is multiplied for each channel that is transformed

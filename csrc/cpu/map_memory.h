@@ -2,7 +2,7 @@
 //
 // glibc's allocator neither reuses an aligned block for the next one of its size (until 2.38: it wants the alignment
 // beside it) nor holds on to much at its end: with small things that stay in between, the states of a drag, a process
-// grew by 10 MB a second, or had its pages cleared anew at every step.
+// grew from step to step, or had its pages cleared anew at every step.
 #pragma once
 
 #include <ATen/core/Tensor.h>
